@@ -1,0 +1,499 @@
+//! The Rust mirror of `abi.h`, which is the only definition; `tests/abi.rs` compares both. Events are decoded with
+//! checked lengths and tags: they hold what a container chose.
+
+/// `PORTCULLIS_ABI_VERSION`.
+pub const ABI_VERSION: u32 = 1;
+
+/// `NAME_LEN`: bytes of a name in the tables, including at least one NUL.
+pub const NAME_LEN: usize = 64;
+const PATH_LEN: usize = 256;
+const TTY_LEN: usize = 32;
+/// `ARGV_LEN`: bytes of arguments that an event holds at most.
+pub const ARGV_LEN: usize = 4096;
+/// `ANCESTORS_MAX`.
+pub const ANCESTORS_MAX: usize = 16;
+const ANCESTOR_EXE_LEN: usize = 128;
+const ANCESTOR_ARGV_LEN: usize = 256;
+
+/// Key of `names`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NameKey(pub [u8; NAME_LEN]);
+
+impl NameKey {
+    /// A catalogue name as a key; `None` if it is empty, too long, or holds a NUL or a slash.
+    pub fn new(name: &str) -> Option<Self> {
+        let bytes = name.as_bytes();
+        if bytes.is_empty() || bytes.contains(&0) || bytes.contains(&b'/') {
+            return None;
+        }
+        let mut key = [0; NAME_LEN];
+        key.get_mut(..NAME_LEN - 1)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self(key))
+    }
+}
+
+/// Key of `rules`; the value is an [`Action`] as `u32`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RuleKey {
+    /// Policy id.
+    pub policy: u32,
+    /// Tool id.
+    pub tool: u32,
+}
+
+/// Value of `containers`, keyed by cgroup id.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Container {
+    /// Policy id.
+    pub policy: u32,
+    /// A [`Mode`] as `u32`.
+    pub mode: u32,
+}
+
+/// Value of `container_stats`, keyed by cgroup id.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContainerStats {
+    /// Executions that matched a rule.
+    pub matched: u64,
+    /// Refused with EPERM.
+    pub blocked: u64,
+    /// Ended by SIGKILL.
+    pub killed: u64,
+    /// Events that did not fit into the ring buffer.
+    pub lost: u64,
+}
+
+// SAFETY: these are repr(C) structs of integers or bytes without padding (tests/abi.rs checks offsets and sizes
+// against the kernel object's BTF), so every bit pattern is valid and no uninitialised byte is read.
+unsafe impl aya::Pod for NameKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for RuleKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Container {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ContainerStats {}
+
+/// An integer from the kernel side that is none of the enum's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{value} is no {name}")]
+pub struct UnknownTag {
+    /// The enum.
+    pub name: &'static str,
+    /// The integer.
+    pub value: u32,
+}
+
+macro_rules! abi_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $value:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum $name { $($(#[$vdoc])* $variant = $value,)* }
+
+        impl TryFrom<u32> for $name {
+            type Error = UnknownTag;
+            fn try_from(value: u32) -> Result<Self, UnknownTag> {
+                match value {
+                    $($value => Ok(Self::$variant),)*
+                    _ => Err(UnknownTag { name: stringify!($name), value }),
+                }
+            }
+        }
+    };
+}
+
+abi_enum! {
+    /// `enum mode`.
+    Mode {
+        /// Report.
+        Detect = 1,
+        /// Report and stop.
+        Enforce = 2,
+    }
+}
+abi_enum! {
+    /// `enum action`: what a rule asks for.
+    Action {
+        /// Nothing.
+        Ignore = 0,
+        /// A signal.
+        Alert = 1,
+        /// A signal, and the execution stopped in enforce mode.
+        Block = 2,
+    }
+}
+abi_enum! {
+    /// `enum verdict`: what was done.
+    Verdict {
+        /// Only seen.
+        Detected = 1,
+        /// Seen in detect mode by a rule that says block.
+        WouldBlock = 2,
+        /// EPERM.
+        Blocked = 3,
+        /// SIGKILL before the first user instruction.
+        Killed = 4,
+    }
+}
+abi_enum! {
+    /// `enum hook`: where the event was made.
+    Hook {
+        /// `lsm_cgroup/bprm_check_security`.
+        BprmCheck = 1,
+        /// `lsm_cgroup/bprm_committed_creds`.
+        BprmCommitted = 2,
+        /// `tp_btf/sched_process_exec`.
+        Tracepoint = 3,
+    }
+}
+
+/// `enum identified_by`, bits.
+pub mod identified_by {
+    /// The last component of the path given to execve(2).
+    pub const INVOKED_NAME: u32 = 1 << 0;
+    /// The name of the file it led to.
+    pub const RESOLVED_NAME: u32 = 1 << 1;
+}
+
+/// `enum event_flags`, bits.
+pub mod flags {
+    /// `filename` is only the beginning.
+    pub const FILENAME_TRUNCATED: u32 = 1 << 0;
+    /// `exe` is only the end.
+    pub const EXE_TRUNCATED: u32 = 1 << 1;
+    /// `argv` is only the beginning.
+    pub const ARGV_TRUNCATED: u32 = 1 << 2;
+    /// `cwd` is only the end.
+    pub const CWD_TRUNCATED: u32 = 1 << 3;
+    /// `argv` was read before the exec was final.
+    pub const ARGV_UNCONFIRMED: u32 = 1 << 4;
+    /// There are more ancestors.
+    pub const LINEAGE_TRUNCATED: u32 = 1 << 5;
+    /// The process descends from one that was put into the container from outside.
+    pub const EXEC_SESSION: u32 = 1 << 6;
+    /// No memory for the whole event.
+    pub const EVENT_REDUCED: u32 = 1 << 7;
+}
+
+/// Names of `enum counter`, in order.
+pub const COUNTERS: [&str; 7] = [
+    "events_lost",
+    "events_reduced",
+    "process_storage_failed",
+    "name_read_failed",
+    "argv_read_failed",
+    "path_read_failed",
+    "signal_failed",
+];
+
+/// Bytes of `struct ancestor`.
+pub const ANCESTOR_SIZE: usize = 8 + 6 * 4 + ANCESTOR_EXE_LEN + ANCESTOR_ARGV_LEN;
+/// Bytes of `struct event`.
+pub const EVENT_SIZE: usize = 2 * 4 + 6 * 8 + 14 * 4 + NAME_LEN + TTY_LEN + 3 * PATH_LEN;
+
+/// One execution that matched a rule. Byte strings are as the kernel had them, without the terminating NUL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// What was done.
+    pub verdict: Verdict,
+    /// Nanoseconds of `CLOCK_BOOTTIME`.
+    pub time_ns: u64,
+    /// When the process began, nanoseconds of `CLOCK_BOOTTIME`.
+    pub start_time_ns: u64,
+    /// The guarded cgroup.
+    pub cgroup_id: u64,
+    /// The cgroup that the task is in: the same, or one below.
+    pub leaf_cgroup_id: u64,
+    /// Inode number of the executed file.
+    pub inode: u64,
+    /// Its size in bytes.
+    pub file_size: u64,
+    /// Policy id.
+    pub policy: u32,
+    /// Tool id.
+    pub tool: u32,
+    /// [`identified_by`] bits.
+    pub identified_by: u32,
+    /// Where the event was made.
+    pub hook: Hook,
+    /// [`flags`] bits.
+    pub flags: u32,
+    /// Process id as the node sees it.
+    pub pid: u32,
+    /// Thread id as the node sees it.
+    pub tid: u32,
+    /// Process id in its own pid namespace.
+    pub ns_pid: u32,
+    /// Real user id, in the node's user namespace.
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+    /// Number of arguments, recorded or not.
+    pub argc: u32,
+    /// Last component of `filename`.
+    pub invoked: Vec<u8>,
+    /// Controlling terminal.
+    pub tty: Vec<u8>,
+    /// The path given to execve(2).
+    pub filename: Vec<u8>,
+    /// The file it led to, as seen from the container's root.
+    pub exe: Vec<u8>,
+    /// Working directory, as seen from the container's root.
+    pub cwd: Vec<u8>,
+    /// Arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// Nearest first.
+    pub lineage: Vec<Ancestor>,
+}
+
+/// One image that led to an event's process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ancestor {
+    /// When the process began, nanoseconds of `CLOCK_BOOTTIME`.
+    pub start_time_ns: u64,
+    /// Process id as the node sees it.
+    pub pid: u32,
+    /// Process id in its own pid namespace.
+    pub ns_pid: u32,
+    /// Real user id, in the node's user namespace.
+    pub uid: u32,
+    /// [`flags`] bits.
+    pub flags: u32,
+    /// Number of arguments, recorded or not.
+    pub argc: u32,
+    /// The executed file.
+    pub exe: Vec<u8>,
+    /// Arguments; none when the image was started before the guard.
+    pub argv: Vec<Vec<u8>>,
+}
+
+/// Why bytes from the ring buffer are no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The record ends too early.
+    #[error("event record of {len} bytes is too short")]
+    Short {
+        /// Its length.
+        len: usize,
+    },
+    /// Written by programs of another version.
+    #[error("event of ABI version {found}, expected {ABI_VERSION}")]
+    Version {
+        /// The version found.
+        found: u32,
+    },
+    /// More ancestors or argument bytes than there can be.
+    #[error("event claims {ancestors} ancestors and {argv_len} bytes of arguments")]
+    Bounds {
+        /// Number of ancestors claimed.
+        ancestors: u32,
+        /// Bytes of arguments claimed.
+        argv_len: u32,
+    },
+    /// An unknown verdict or hook.
+    #[error(transparent)]
+    Tag(#[from] UnknownTag),
+}
+
+/// Reads fixed-width fields one after the other.
+struct Reader<'a> {
+    rest: &'a [u8],
+    len: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
+        let (head, rest) = self.rest.split_at_checked(n).ok_or(DecodeError::Short { len: self.len })?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        let bytes = self.bytes(4)?.try_into().map_err(|_| DecodeError::Short { len: self.len })?;
+        Ok(u32::from_ne_bytes(bytes))
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        let bytes = self.bytes(8)?.try_into().map_err(|_| DecodeError::Short { len: self.len })?;
+        Ok(u64::from_ne_bytes(bytes))
+    }
+
+    /// A NUL-padded string.
+    fn string(&mut self, n: usize) -> Result<Vec<u8>, DecodeError> {
+        let field = self.bytes(n)?;
+        Ok(field.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
+    }
+}
+
+/// NUL-terminated strings one after the other; a last one without NUL was cut.
+fn split_argv(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut argv: Vec<Vec<u8>> = bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+    if bytes.is_empty() || bytes.ends_with(&[0]) {
+        argv.pop();
+    }
+    argv
+}
+
+impl Ancestor {
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let start_time_ns = reader.u64()?;
+        let [pid, ns_pid, uid, flags, argv_len, argc] =
+            [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?];
+        let exe = reader.string(ANCESTOR_EXE_LEN)?;
+        let argv = reader.bytes(ANCESTOR_ARGV_LEN)?;
+        let argv = usize::try_from(argv_len)
+            .ok()
+            .and_then(|len| argv.get(..len))
+            .ok_or(DecodeError::Bounds { ancestors: 1, argv_len })?;
+        Ok(Self { start_time_ns, pid, ns_pid, uid, flags, argc, exe, argv: split_argv(argv) })
+    }
+}
+
+impl Event {
+    /// Decodes one record of the ring buffer.
+    pub fn decode(record: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader { rest: record, len: record.len() };
+        let found = reader.u32()?;
+        if found != ABI_VERSION {
+            return Err(DecodeError::Version { found });
+        }
+        let verdict = Verdict::try_from(reader.u32()?)?;
+        let [time_ns, start_time_ns, cgroup_id, leaf_cgroup_id, inode, file_size] =
+            [reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?];
+        let [policy, tool, identified_by] = [reader.u32()?, reader.u32()?, reader.u32()?];
+        let hook = Hook::try_from(reader.u32()?)?;
+        let [flags, pid, tid, ns_pid, uid, gid] =
+            [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?];
+        let [argc, argv_len, ancestors, _reserved] = [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?];
+        let invoked = reader.string(NAME_LEN)?;
+        let tty = reader.string(TTY_LEN)?;
+        let [filename, exe, cwd] = [reader.string(PATH_LEN)?, reader.string(PATH_LEN)?, reader.string(PATH_LEN)?];
+        let bounds = DecodeError::Bounds { ancestors, argv_len };
+        let (Ok(ancestor_count), Ok(argv_bytes)) = (usize::try_from(ancestors), usize::try_from(argv_len)) else {
+            return Err(bounds);
+        };
+        if ancestor_count > ANCESTORS_MAX || argv_bytes > ARGV_LEN {
+            return Err(bounds);
+        }
+        let lineage = (0..ancestor_count).map(|_| Ancestor::decode(&mut reader)).collect::<Result<_, _>>()?;
+        let argv = split_argv(reader.bytes(argv_bytes)?);
+        Ok(Self {
+            verdict,
+            time_ns,
+            start_time_ns,
+            cgroup_id,
+            leaf_cgroup_id,
+            inode,
+            file_size,
+            policy,
+            tool,
+            identified_by,
+            hook,
+            flags,
+            pid,
+            tid,
+            ns_pid,
+            uid,
+            gid,
+            argc,
+            invoked,
+            tty,
+            filename,
+            exe,
+            cwd,
+            argv,
+            lineage,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record as the kernel would write it.
+    fn record(ancestors: u32, argv: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend(ABI_VERSION.to_ne_bytes());
+        out.extend(3u32.to_ne_bytes());
+        for value in [10u64, 5, 77, 78, 1234, 99] {
+            out.extend(value.to_ne_bytes());
+        }
+        let argv_len = u32::try_from(argv.len()).unwrap();
+        for value in [1u32, 2, identified_by::INVOKED_NAME, 1, 0, 100, 101, 7, 0, 0, 2, argv_len, ancestors, 0] {
+            out.extend(value.to_ne_bytes());
+        }
+        for (text, len) in [("nc", NAME_LEN), ("", TTY_LEN), ("/bin/nc", 256), ("/usr/bin/nc.openbsd", 256), ("/", 256)]
+        {
+            let mut field = text.as_bytes().to_vec();
+            field.resize(len, 0);
+            out.extend(field);
+        }
+        assert_eq!(out.len(), EVENT_SIZE);
+        for _ in 0..ancestors {
+            let start = out.len();
+            out.extend(4u64.to_ne_bytes());
+            for value in [99u32, 6, 0, 0, 8, 2] {
+                out.extend(value.to_ne_bytes());
+            }
+            let mut exe = b"/bin/sh".to_vec();
+            exe.resize(ANCESTOR_EXE_LEN, 0);
+            out.extend(exe);
+            let mut ancestor_argv = b"sh\0-c\0x\0".to_vec();
+            ancestor_argv.resize(ANCESTOR_ARGV_LEN, 0);
+            out.extend(ancestor_argv);
+            assert_eq!(out.len() - start, ANCESTOR_SIZE);
+        }
+        out.extend(argv);
+        out
+    }
+
+    #[test]
+    fn decodes_what_the_kernel_writes() {
+        let event = Event::decode(&record(2, b"nc\0\0-l\0")).unwrap();
+        assert_eq!(event.verdict, Verdict::Blocked);
+        assert_eq!(event.invoked, b"nc");
+        assert_eq!(event.exe, b"/usr/bin/nc.openbsd");
+        assert_eq!(event.argv, [&b"nc"[..], b"", b"-l"]);
+        assert_eq!(event.lineage.len(), 2);
+        assert_eq!(event.lineage[0].argv, [&b"sh"[..], b"-c", b"x"]);
+        // Cut in the middle of an argument.
+        assert_eq!(Event::decode(&record(0, b"nc\0-lv")).unwrap().argv, [&b"nc"[..], b"-lv"]);
+        assert!(Event::decode(&record(0, b"")).unwrap().argv.is_empty());
+    }
+
+    #[test]
+    fn refuses_every_shortened_record() {
+        let whole = record(1, b"nc\0");
+        for len in 0..whole.len() {
+            assert!(matches!(Event::decode(&whole[..len]), Err(DecodeError::Short { .. })), "{len}");
+        }
+    }
+
+    #[test]
+    fn refuses_senseless_tags_and_lengths() {
+        let mut verdict = record(0, b"");
+        verdict[4..8].copy_from_slice(&9u32.to_ne_bytes());
+        assert!(matches!(Event::decode(&verdict), Err(DecodeError::Tag(UnknownTag { name: "Verdict", value: 9 }))));
+        let mut version = record(0, b"");
+        version[..4].copy_from_slice(&2u32.to_ne_bytes());
+        assert_eq!(Event::decode(&version), Err(DecodeError::Version { found: 2 }));
+        let ancestors = EVENT_SIZE - 3 * PATH_LEN - TTY_LEN - NAME_LEN - 8;
+        let mut bounds = record(0, b"");
+        bounds[ancestors..ancestors + 4].copy_from_slice(&1_000_000u32.to_ne_bytes());
+        assert!(matches!(Event::decode(&bounds), Err(DecodeError::Bounds { .. })));
+    }
+
+    #[test]
+    fn names_become_keys_only_where_they_fit() {
+        assert!(NameKey::new("nc").is_some());
+        assert!(NameKey::new(&"n".repeat(NAME_LEN - 1)).is_some());
+        for bad in ["", "a/b", "a\0b", &"n".repeat(NAME_LEN)] {
+            assert!(NameKey::new(bad).is_none(), "{bad:?}");
+        }
+    }
+}

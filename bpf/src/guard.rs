@@ -1,0 +1,192 @@
+//! Putting one container under guard, and releasing it. Everything here works on pinned objects: no agent needed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    maps::{HashMap, Map, MapData, MapError},
+    pin::PinError,
+    programs::{
+        LsmCgroup, ProgramError,
+        links::{FdLink, LinkError},
+    },
+};
+
+use crate::{
+    Backend,
+    abi::{Container, ContainerStats},
+    cgroup::Cgroup,
+    pins::{LSM_PROGRAMS, Pins},
+};
+
+/// Why a container could not be guarded or released.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The agent has never loaded the programs since boot, or someone removed the pins.
+    #[error("{} is missing: start portcullisd, which loads and pins Portcullis's programs", path.display())]
+    NotPinned {
+        /// Which pin.
+        path: PathBuf,
+    },
+    /// A pinned map could not be opened or is of another shape.
+    #[error("map {name}")]
+    Map {
+        /// Which map.
+        name: &'static str,
+        /// What the kernel or aya said.
+        source: MapError,
+    },
+    /// The cgroup is guarded already, for another container.
+    #[error("the cgroup {} is already under guard: two containers may not share a cgroupsPath", path.display())]
+    AlreadyGuarded {
+        /// Which cgroup.
+        path: PathBuf,
+    },
+    /// A program could not be opened or attached.
+    #[error("program {name} on the cgroup {}", cgroup.display())]
+    Attach {
+        /// Which program.
+        name: &'static str,
+        /// Which cgroup.
+        cgroup: PathBuf,
+        /// What the kernel or aya said.
+        source: ProgramError,
+    },
+    /// aya could not turn the attachment into a link.
+    #[error("link of program {name}")]
+    Link {
+        /// Which program.
+        name: &'static str,
+        /// What aya said.
+        source: LinkError,
+    },
+    /// The link could not be pinned.
+    #[error("pinning the link of program {name}")]
+    Pin {
+        /// Which program.
+        name: &'static str,
+        /// What the kernel said.
+        source: PinError,
+    },
+    /// A directory of bpffs could not be created or removed.
+    #[error("bpffs: {}", path.display())]
+    Bpffs {
+        /// Which path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A map opened from its pin.
+pub(crate) fn open_hash<K: aya::Pod, V: aya::Pod>(
+    pins: &Pins,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, GuardError> {
+    let path = pins.map(name);
+    require(&path)?;
+    let data = MapData::from_pin(path).map_err(|source| GuardError::Map { name, source })?;
+    let map = Map::from_map_data(data).map_err(|source| GuardError::Map { name, source })?;
+    HashMap::try_from(map).map_err(|source| GuardError::Map { name, source })
+}
+
+fn require(path: &Path) -> Result<(), GuardError> {
+    if path.exists() { Ok(()) } else { Err(GuardError::NotPinned { path: path.to_owned() }) }
+}
+
+/// The tables through which containers are guarded.
+#[derive(Debug)]
+pub struct Guard {
+    pins: Pins,
+    containers: HashMap<MapData, u64, Container>,
+    stats: HashMap<MapData, u64, ContainerStats>,
+}
+
+impl Guard {
+    /// Opens the pinned tables.
+    pub fn open(pins: Pins) -> Result<Self, GuardError> {
+        let containers = open_hash(&pins, "containers")?;
+        let stats = open_hash(&pins, "container_stats")?;
+        Ok(Self { pins, containers, stats })
+    }
+
+    /// Puts a container under guard. On failure nothing is left behind.
+    pub fn attach(&mut self, cgroup: &Cgroup, container: Container, backend: Backend) -> Result<(), GuardError> {
+        if self.containers.get(&cgroup.id, 0).is_ok() {
+            return Err(GuardError::AlreadyGuarded { path: cgroup.path.clone() });
+        }
+        let done = self.insert(cgroup.id, container).and_then(|()| match backend {
+            Backend::Lsm => self.attach_lsm(cgroup),
+            Backend::Tracepoint => require(&self.pins.tracepoint_link()),
+        });
+        if done.is_err() {
+            // The first error is the one to report.
+            let _ = self.release(cgroup.id);
+        }
+        done
+    }
+
+    fn insert(&mut self, cgroup_id: u64, container: Container) -> Result<(), GuardError> {
+        self.stats
+            .insert(cgroup_id, ContainerStats::default(), 0)
+            .map_err(|source| GuardError::Map { name: "container_stats", source })?;
+        self.containers.insert(cgroup_id, container, 0).map_err(|source| GuardError::Map { name: "containers", source })
+    }
+
+    fn attach_lsm(&self, cgroup: &Cgroup) -> Result<(), GuardError> {
+        let directory = self.pins.container_links(cgroup.id);
+        fs::create_dir(&directory).map_err(|source| GuardError::Bpffs { path: directory.clone(), source })?;
+        for (name, _) in LSM_PROGRAMS {
+            let pin = self.pins.program(name);
+            require(&pin)?;
+            let attach = |source| GuardError::Attach { name, cgroup: cgroup.path.clone(), source };
+            let mut program = LsmCgroup::from_pin(pin).map_err(attach)?;
+            let id = program.attach(&cgroup.directory).map_err(attach)?;
+            let link: FdLink = program.take_link(id).map_err(attach)?.into();
+            link.pin(directory.join(name)).map_err(|source| GuardError::Pin { name, source })?;
+        }
+        Ok(())
+    }
+
+    /// What the kernel counted for a container, if it is in the table.
+    pub fn stats(&self, cgroup_id: u64) -> Option<ContainerStats> {
+        self.stats.get(&cgroup_id, 0).ok()
+    }
+
+    /// The ids of all containers in the table.
+    pub fn containers(&self) -> Vec<u64> {
+        self.containers.keys().filter_map(Result::ok).collect()
+    }
+
+    /// Takes a container's guard away: links, then table entries. What is not there is no error.
+    pub fn release(&mut self, cgroup_id: u64) -> Result<(), GuardError> {
+        let directory = self.pins.container_links(cgroup_id);
+        match fs::read_dir(&directory) {
+            Ok(entries) => {
+                let bpffs = |source| GuardError::Bpffs { path: directory.clone(), source };
+                for entry in entries {
+                    fs::remove_file(entry.map_err(bpffs)?.path()).map_err(bpffs)?;
+                }
+                fs::remove_dir(&directory).map_err(bpffs)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(GuardError::Bpffs { path: directory, source }),
+        }
+        remove(&mut self.containers, "containers", cgroup_id)?;
+        remove(&mut self.stats, "container_stats", cgroup_id)
+    }
+}
+
+fn remove<V: aya::Pod>(
+    map: &mut HashMap<MapData, u64, V>,
+    name: &'static str,
+    cgroup_id: u64,
+) -> Result<(), GuardError> {
+    match map.remove(&cgroup_id) {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(GuardError::Map { name, source }),
+    }
+}

@@ -1,0 +1,35 @@
+//! Portcullis's kernel programs (`src/bpf/*.c`) and everything that touches them from user space.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`abi`] | the Rust mirror of `abi.h`, and decoding of events |
+//! | [`cgroup`] | finding a process's cgroup v2 directory and its id |
+//! | [`pins`] | where each object is pinned in bpffs |
+//! | [`guard`] | putting one container under guard, and releasing it: all that the shim needs |
+//! | `loader` | loading and pinning: the agent's side |
+//! | `tables` | filling the tables of names and rules |
+//! | `probe` | what this node's kernel can do, and the choice of backend |
+//! | `ring` | reading events |
+//!
+//! The last four come with the feature `object`.
+pub mod abi;
+pub mod cgroup;
+pub mod guard;
+#[cfg(feature = "object")]
+pub mod loader;
+pub mod pins;
+#[cfg(feature = "object")]
+pub mod probe;
+#[cfg(feature = "object")]
+pub mod ring;
+#[cfg(feature = "object")]
+pub mod tables;
+
+/// How the kernel side works on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// LSM programs on each container's own cgroup: EPERM before the exec. Kernel 6.0 (arm64: 6.4).
+    Lsm,
+    /// One node-wide program on `sched_process_exec`: SIGKILL before the first user instruction. Kernel 5.11.
+    Tracepoint,
+}

@@ -1,0 +1,73 @@
+//! Filling the tables of names and rules.
+
+use std::{collections::HashSet, hash::Hash};
+
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+
+use crate::{
+    abi::{Action, COUNTERS, NameKey, RuleKey},
+    guard::{GuardError, open_hash},
+    pins::Pins,
+};
+
+/// The pinned tables that the agent fills.
+pub struct Tables {
+    names: HashMap<MapData, NameKey, u32>,
+    rules: HashMap<MapData, RuleKey, u32>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Tables {
+    /// Opens the pinned tables.
+    pub fn open(pins: &Pins) -> Result<Self, GuardError> {
+        let counters = |source| GuardError::Map { name: "counters", source };
+        let path = pins.map("counters");
+        if !path.exists() {
+            return Err(GuardError::NotPinned { path });
+        }
+        let map = MapData::from_pin(path).and_then(Map::from_map_data).map_err(counters)?;
+        Ok(Self {
+            names: open_hash(pins, "names")?,
+            rules: open_hash(pins, "rules")?,
+            counters: PerCpuArray::try_from(map).map_err(counters)?,
+        })
+    }
+
+    /// Makes the tables hold exactly this. New entries go in before old ones go out, so that a running container is
+    /// at no moment without the rules that are in both.
+    pub fn replace(&mut self, names: &[(NameKey, u32)], rules: &[(RuleKey, Action)]) -> Result<(), GuardError> {
+        for (key, tool) in names {
+            self.names.insert(key, tool, 0).map_err(|source| GuardError::Map { name: "names", source })?;
+        }
+        for (key, action) in rules {
+            self.rules.insert(key, *action as u32, 0).map_err(|source| GuardError::Map { name: "rules", source })?;
+        }
+        remove_others(&mut self.names, "names", names)?;
+        remove_others(&mut self.rules, "rules", rules)
+    }
+
+    /// What went wrong inside the programs since they were loaded: name and count.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, GuardError> {
+        (0u32..)
+            .zip(COUNTERS)
+            .map(|(index, name)| {
+                let values =
+                    self.counters.get(&index, 0).map_err(|source| GuardError::Map { name: "counters", source })?;
+                Ok((name, values.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+fn remove_others<K: aya::Pod + Eq + Hash, V>(
+    map: &mut HashMap<MapData, K, u32>,
+    name: &'static str,
+    wanted: &[(K, V)],
+) -> Result<(), GuardError> {
+    let wanted: HashSet<&K> = wanted.iter().map(|(key, _)| key).collect();
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>().map_err(|source| GuardError::Map { name, source })?;
+    for key in keys.iter().filter(|key| !wanted.contains(key)) {
+        map.remove(key).map_err(|source| GuardError::Map { name, source })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,21 @@
+//! What Portcullis looks for and what it does about it: pure logic, no I/O.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`catalog`] | the tools: names, category, ATT&CK techniques, severity (`catalog.toml`) |
+//! | [`source`] | the operator's policy files: YAML in, typed policy out, errors with line and column |
+//! | [`compile`] | catalogue and policies → kernel tables and the policy set |
+//! | [`policyset`] | what the agent publishes and the shim reads: which container gets which policy |
+//! | [`record`] | what the shim writes and the agent reads: which container a cgroup id belongs to |
+//!
+//! The last two are all that the shim needs; the others are behind the feature `source`.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "source")]
+pub mod catalog;
+#[cfg(feature = "source")]
+pub mod compile;
+pub mod policyset;
+pub mod record;
+#[cfg(feature = "source")]
+pub mod source;

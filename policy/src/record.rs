@@ -1,0 +1,94 @@
+//! A container's record: one file a container below [`DIR_NAME`] in the run directory, written by the shim.
+//!
+//! An event from the kernel carries a cgroup id; the record named by it says which container that is, even
+//! when the container is already gone. The shim marks a record as ended; the agent removes it once every
+//! event from before the end has been read.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::policyset::{Backend, Mode};
+
+/// Directory below the run directory.
+pub const DIR_NAME: &str = "containers";
+
+/// Version of the record's format.
+pub const FORMAT: u32 = 1;
+
+/// Whether the guard is in place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
+pub enum Guard {
+    /// Attached before the container's first instruction.
+    Guarded,
+    /// Not attached, and the policy let the container start all the same.
+    Unguarded {
+        /// Cause and remedy.
+        reason: String,
+    },
+}
+
+/// One container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Inode number of the container's cgroup in the cgroup v2 hierarchy; 0 when it could not be found out.
+    pub cgroup_id: u64,
+    /// That cgroup's absolute path, empty when it could not be found out.
+    pub cgroup_path: PathBuf,
+    /// containerd's id of the container.
+    pub container_id: String,
+    /// containerd's namespace.
+    pub containerd_namespace: String,
+    /// containerd's own gRPC address, by which the agent asks for what the spec does not say.
+    pub containerd_address: String,
+    /// Pid of the container's first process, as the node sees it.
+    pub pid: u32,
+    /// The bundle directory.
+    pub bundle: PathBuf,
+    /// Kernel id of the policy in force; 0 when none could be chosen.
+    pub policy_id: u32,
+    /// Its name.
+    pub policy: String,
+    /// The mode in force.
+    pub mode: Mode,
+    /// See [`crate::policyset::Choice::reason`].
+    pub mode_reason: String,
+    /// The backend that guards it.
+    pub backend: Option<Backend>,
+    /// Whether the guard is in place.
+    pub guard: Guard,
+    /// Those annotations of the OCI spec whose keys begin with `io.kubernetes.cri.` or `portcullis.dev/`.
+    pub annotations: BTreeMap<String, String>,
+    /// Wall clock, nanoseconds since 1970.
+    pub created_ns: u64,
+    /// Set when the container has ended and its guard is removed.
+    pub ended_ns: Option<u64>,
+}
+
+/// The file name of a container's record: the cgroup id in decimal, or, where that is not known, `x-` and
+/// containerd's namespace and id. Both of these are restricted by containerd to `[A-Za-z0-9_.-]`; anything else
+/// becomes `_`, so that the name can't leave the directory.
+pub fn file_name(cgroup_id: u64, containerd_namespace: &str, container_id: &str) -> String {
+    if cgroup_id != 0 {
+        return cgroup_id.to_string();
+    }
+    let clean = |text: &str| -> String {
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "_.-".contains(c) { c } else { '_' }).collect()
+    };
+    format!("x-{}-{}", clean(containerd_namespace), clean(container_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::file_name;
+
+    #[test]
+    fn file_names_stay_in_their_directory() {
+        assert_eq!(file_name(42, "default", "a"), "42");
+        assert_eq!(file_name(0, "default", "../../etc/x"), "x-default-.._.._etc_x");
+    }
+}
