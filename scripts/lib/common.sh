@@ -28,3 +28,28 @@ with_lock() {
         "$@"
     ) 9>"$TESTBED/.lock-$name"
 }
+
+# elf_libraries FILE…: the shared objects (the loader included) that these programs need, by the paths they are looked for.
+elf_libraries() {
+    local file
+    for file in "$@"; do
+        ldd "$file" 2>/dev/null | grep -oE '/[^ ]+ \(0x' | cut -d' ' -f1 || true
+    done | sort -u
+}
+
+# copy_into ROOT FILE…: copies to the same path, following links, so that no dangling one results.
+copy_into() {
+    local root=$1 file
+    shift
+    for file in "$@"; do
+        mkdir -p "$root$(dirname "$file")"
+        [[ -e $root$file ]] || cp -L --preserve=mode,timestamps "$file" "$root$file"
+    done
+}
+
+static_busybox() {
+    local busybox
+    busybox=$(command -v busybox) || die "busybox is missing: run scripts/lib/deps.sh"
+    ldd "$busybox" >/dev/null 2>&1 && die "$busybox is not static: install busybox-static"
+    echo "$busybox"
+}

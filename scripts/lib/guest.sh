@@ -1,30 +1,12 @@
 # shellcheck shell=bash
 # The virtual machine's root file system: an ext4 image made without mounting, from this machine's own packages.
-# Source common.sh and kernels.sh first.
+# Source common.sh, kernels.sh and containerd.sh first.
 
 # Programs of this machine that the guest has at the same path. Optional ones are left out where they are missing.
-GUEST_PROGRAMS=(containerd ctr containerd-shim-runc-v2 runc nc.openbsd dig nslookup host curl)
+GUEST_PROGRAMS=(dash containerd ctr containerd-shim-runc-v2 runc nc.openbsd dig nslookup host curl)
 GUEST_OPTIONAL_PROGRAMS=(bpftool strace)
 GUEST_MODULES=(overlay virtio_pci virtio_console veth bridge)
 GUEST_MIB=1024
-
-# elf_libraries FILE…: the shared objects (the loader included) that these programs need, by the paths they are looked for.
-elf_libraries() {
-    local file
-    for file in "$@"; do
-        ldd "$file" 2>/dev/null | grep -oE '/[^ ]+ \(0x' | cut -d' ' -f1 || true
-    done | sort -u
-}
-
-# copy_into ROOT FILE…: copies to the same path, following links, so that no dangling one results.
-copy_into() {
-    local root=$1 file
-    shift
-    for file in "$@"; do
-        mkdir -p "$root$(dirname "$file")"
-        [[ -e $root$file ]] || cp -L --preserve=mode,timestamps "$file" "$root$file"
-    done
-}
 
 guest_paths() {
     local program path
@@ -50,8 +32,7 @@ guest_skeleton() { # ROOT
 
 guest_busybox() { # ROOT
     local busybox applet
-    busybox=$(command -v busybox) || die "busybox is missing: run scripts/lib/deps.sh"
-    ldd "$busybox" >/dev/null 2>&1 && die "$busybox is not static: install busybox-static"
+    busybox=$(static_busybox)
     cp "$busybox" "$1/bin/busybox"
     while read -r applet; do
         mkdir -p "$1/$(dirname "$applet")"
@@ -74,6 +55,20 @@ guest_modules() { # ROOT KERNEL_DIR
     done >"$1/vm/modules"
 }
 
+# The demo's image, imported already: that takes a second here and twenty there. The archive is there as well for whoever
+# wants another containerd root; without root's rights here it must be imported there.
+guest_container_image() { # ROOT
+    local archive=$1/vm/image.tar dir
+    cp "$("$REPO/scripts/lib/oci-image.sh")" "$archive"
+    [[ $(id -u) == 0 ]] || { say "NOTICE: not root, the guest has to import the container image itself" && return; }
+    dir=$(mktemp -d /tmp/portcullis.XXXXXX)
+    (
+        containerd_start "$dir" "$1/var/lib/containerd" && private_ctr "$dir" images import "$archive" >/dev/null
+    ) || say "NOTICE: the container image could not be imported here; the guest has to do it itself"
+    containerd_stop "$dir"
+    rm -rf "$dir" "$1"/var/lib/containerd/tmpmounts
+}
+
 guest_root() { # ROOT KERNEL_DIR
     local paths libraries
     mapfile -t paths < <(guest_paths)
@@ -81,8 +76,11 @@ guest_root() { # ROOT KERNEL_DIR
     guest_skeleton "$1"
     copy_into "$1" "${paths[@]}" "${libraries[@]}"
     ln -sf nc.openbsd "$1/usr/bin/nc"
+    # Not busybox: its shell runs applets of its own for nc and nslookup, whatever PATH says.
+    ln -sf "$(command -v dash)" "$1/bin/sh"
     guest_busybox "$1"
     guest_modules "$1" "$2"
+    guest_container_image "$1"
     cp "$REPO/integration-tests/vm/init" "$1/init"
     chmod 755 "$1/init"
     gcc -static -O2 -Wall -o "$1/vm/run" "$REPO/integration-tests/vm/run.c"
@@ -115,7 +113,7 @@ guest_key() { # KERNEL_DIR
         stat -L -c '%n %s %Y' "${paths[@]}" "$(command -v busybox)"
         # Libraries are replaced by upgrades of the whole system, of which libc is the sign.
         ldd --version
-        cat "$REPO"/integration-tests/vm/{init,run.c} "$REPO"/scripts/lib/guest.sh
+        cat "$REPO"/integration-tests/vm/{init,run.c} "$REPO"/scripts/lib/{guest,oci-image}.sh
     } | sha256sum | cut -c1-16
 }
 
@@ -131,10 +129,12 @@ guest_build() { # KERNEL_DIR IMAGE
     mke2fs -q -t ext4 -O ^has_journal -E offset=1048576,root_owner=0:0 -d "$root" "$2.new" "${GUEST_MIB}M" >/dev/null ||
         die "mke2fs failed for $2"
     guest_partition_table "$2.new" "$GUEST_MIB"
+    (cd "$root" && find . -name '*.so*') | sed 's/^\.//' >"$2.libraries"
+    rm -rf "$root"
     mv "$2.new" "$2"
 }
 
-# guest_image KERNEL_DIR prints the image; IMAGE.root beside it is the tree it was made from.
+# guest_image KERNEL_DIR prints the image; IMAGE.libraries beside it lists the shared objects in it.
 guest_image() {
     local image
     need gcc gcc
@@ -147,9 +147,9 @@ guest_image() {
     echo "$image"
 }
 
-# guest_run_archive BASE_ROOT TAR HOSTPATH:GUESTPATH… -- COMMAND…: what one run brings along.
+# guest_run_archive IMAGE TAR HOSTPATH:GUESTPATH… -- COMMAND…: what one run brings along.
 guest_run_archive() {
-    local base=$1 tar=$2 tree=$2.tree pair from to library
+    local image=$1 tar=$2 tree=$2.tree pair from to library
     shift 2
     mkdir -p "$tree/vm"
     while [[ $1 != -- ]]; do
@@ -161,7 +161,7 @@ guest_run_archive() {
         mkdir -p "$tree$(dirname "$to")"
         cp -rLT --preserve=mode,timestamps "$from" "$tree$to"
         while read -r library; do
-            [[ -e $base$library ]] || copy_into "$tree" "$library"
+            grep -qxF "$library" "$image.libraries" || copy_into "$tree" "$library"
         done < <(find -L "$from" -type f -perm /111 -print0 | while IFS= read -r -d '' file; do elf_libraries "$file"; done)
     done
     shift

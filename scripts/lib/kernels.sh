@@ -179,6 +179,8 @@ kernel_fetch() { # LINE
     [[ -d $TESTBED/kernels/$dir ]] || kernel_unpack "$root" "$package" "$version" "$TESTBED/kernels/$dir" ||
         die "$package $version could not be fetched"
     echo "$dir" >"$current"
+    # A hundred megabytes of lists that are not read again before they are too old.
+    rm -rf "$root"
 }
 
 kernel_dir() { # LINE
