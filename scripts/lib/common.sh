@@ -5,6 +5,9 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # Everything fetched or built for tests; PORTCULLIS_TESTBED lets several worktrees share one.
 TESTBED=${PORTCULLIS_TESTBED:-$REPO/target/testbed}
 mkdir -p "$TESTBED"
+# Where scripts/lib/deps.sh unpacks what it does not install. Last, so that installed programs come first.
+PATH=$PATH:/usr/sbin:/sbin:$TESTBED/tools/bin
+export PATH
 
 # Progress goes to stderr, so that stdout stays what was asked for.
 say() { printf '>> %s\n' "$*" >&2; }

@@ -82,7 +82,7 @@ end_process() { # PID
 containerd_shims() { # DIR
     local file
     for file in /proc/[0-9]*/cmdline; do
-        tr '\0' '\n' <"$file" 2>/dev/null | grep -qxF "$1/containerd.sock" || continue
+        { tr '\0' '\n' <"$file"; } 2>/dev/null | grep -qxF "$1/containerd.sock" || continue
         basename "$(dirname "$file")"
     done
 }

@@ -2,24 +2,24 @@
 # The virtual machine's root file system: an ext4 image made without mounting, from this machine's own packages.
 # Source common.sh, kernels.sh and containerd.sh first.
 
-# Programs of this machine that the guest has at the same path. Optional ones are left out where they are missing.
+# Programs of this machine that the guest has in /usr/bin. Optional ones are left out where they are missing.
 GUEST_PROGRAMS=(dash containerd ctr containerd-shim-runc-v2 runc nc.openbsd dig nslookup host curl)
 GUEST_OPTIONAL_PROGRAMS=(bpftool strace)
 GUEST_MODULES=(overlay virtio_pci virtio_console veth bridge)
 GUEST_MIB=1024
 
 guest_paths() {
-    local program path
-    PATH=$PATH:/usr/sbin:/sbin
+    local program
     for program in "${GUEST_PROGRAMS[@]}"; do
-        path=$(command -v "$program") || die "$program is missing: run scripts/lib/deps.sh"
-        echo "$path"
+        command -v "$program" || die "$program is missing: run scripts/lib/deps.sh"
     done
     for program in "${GUEST_OPTIONAL_PROGRAMS[@]}"; do command -v "$program" || true; done
 }
 
 guest_skeleton() { # ROOT
-    mkdir -p "$1"/{bin,sbin,dev,etc,lib,lib64,proc,root,run,sys,tmp,var/lib,var/log,usr/bin,usr/sbin,usr/local/bin,usr/local/sbin,opt,vm}
+    local dir
+    mkdir -p "$1"/usr/{bin,sbin,lib,lib64,local/bin,local/sbin} "$1"/{dev,etc,opt,proc,root,run,sys,tmp,var/lib,var/log,vm}
+    for dir in bin sbin lib lib64; do ln -s "usr/$dir" "$1/$dir"; done
     ln -s /run "$1/var/run"
     ln -s /tmp "$1/var/tmp"
     printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$1/etc/passwd"
@@ -35,9 +35,8 @@ guest_busybox() { # ROOT
     busybox=$(static_busybox)
     cp "$busybox" "$1/bin/busybox"
     while read -r applet; do
-        mkdir -p "$1/$(dirname "$applet")"
-        [[ -e $1/$applet ]] || ln -s /bin/busybox "$1/$applet"
-    done < <("$busybox" --list-full)
+        [[ -e $1/usr/bin/$applet ]] || ln -s busybox "$1/usr/bin/$applet"
+    done < <("$busybox" --list)
 }
 
 # Modules are unpacked here: busybox need not know the kernel's compression.
@@ -74,10 +73,11 @@ guest_root() { # ROOT KERNEL_DIR
     mapfile -t paths < <(guest_paths)
     mapfile -t libraries < <(elf_libraries "${paths[@]}")
     guest_skeleton "$1"
-    copy_into "$1" "${paths[@]}" "${libraries[@]}"
-    ln -sf nc.openbsd "$1/usr/bin/nc"
+    cp -L --preserve=mode,timestamps "${paths[@]}" "$1/usr/bin/"
+    copy_into "$1" "${libraries[@]}"
+    ln -s nc.openbsd "$1/usr/bin/nc"
     # Not busybox: its shell runs applets of its own for nc and nslookup, whatever PATH says.
-    ln -sf "$(command -v dash)" "$1/bin/sh"
+    ln -s dash "$1/usr/bin/sh"
     guest_busybox "$1"
     guest_modules "$1" "$2"
     guest_container_image "$1"
@@ -129,7 +129,7 @@ guest_build() { # KERNEL_DIR IMAGE
     mke2fs -q -t ext4 -O ^has_journal -E offset=1048576,root_owner=0:0 -d "$root" "$2.new" "${GUEST_MIB}M" >/dev/null ||
         die "mke2fs failed for $2"
     guest_partition_table "$2.new" "$GUEST_MIB"
-    (cd "$root" && find . -name '*.so*') | sed 's/^\.//' >"$2.libraries"
+    (cd "$root" && find usr/lib* -name '*.so*') | sed 's|^usr||' >"$2.libraries"
     rm -rf "$root"
     mv "$2.new" "$2"
 }
@@ -161,7 +161,7 @@ guest_run_archive() {
         mkdir -p "$tree$(dirname "$to")"
         cp -rLT --preserve=mode,timestamps "$from" "$tree$to"
         while read -r library; do
-            grep -qxF "$library" "$image.libraries" || copy_into "$tree" "$library"
+            grep -qxF "${library#/usr}" "$image.libraries" || copy_into "$tree" "$library"
         done < <(find -L "$from" -type f -perm /111 -print0 | while IFS= read -r -d '' file; do elf_libraries "$file"; done)
     done
     shift
