@@ -65,7 +65,7 @@ pub enum PolicyError {
         source: CompileError,
     },
     /// The catalogue has a name that does not fit into the kernel's table.
-    #[error("{name:?} can't be a tool's name: it must have 1 to 63 bytes and no slash")]
+    #[error("{name:?} can't be a tool's name: it must have 1 to 62 bytes and no slash")]
     Name {
         /// Which name.
         name: String,
