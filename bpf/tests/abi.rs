@@ -1,5 +1,5 @@
 //! `src/abi.rs` mirrors `abi.h` as the compiled object's BTF has it.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, mem::offset_of};
 
