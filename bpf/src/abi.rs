@@ -193,7 +193,7 @@ pub mod flags {
     pub const EVENT_REDUCED: u32 = 1 << 7;
 }
 
-/// Names of `enum counter`, in order.
+/// Members of `struct counters`, each a `u64`, in order.
 pub const COUNTERS: [&str; 7] = [
     "events_lost",
     "events_reduced",

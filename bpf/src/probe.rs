@@ -71,7 +71,7 @@ fn explain(error: &LoadError) -> String {
         let message = error.to_string();
         let mut lines = message.lines();
         text.push_str(lines.next().unwrap_or_default());
-        if let Some(last) = lines.filter(|line| !line.trim().is_empty() && !line.starts_with("processed ")).last() {
+        if let Some(last) = lines.rfind(|line| !line.trim().is_empty() && !line.starts_with("processed ")) {
             text.push_str(" … ");
             text.push_str(last.trim());
         }

@@ -104,16 +104,15 @@ struct container_stats {
 	__u64 lost;
 };
 
-/* Index of `counters`: what went wrong inside the programs, node-wide. */
-enum counter {
-	COUNTER_EVENTS_LOST = 0,
-	COUNTER_EVENTS_REDUCED = 1,
-	COUNTER_PROCESS_STORAGE_FAILED = 2,
-	COUNTER_NAME_READ_FAILED = 3,
-	COUNTER_ARGV_READ_FAILED = 4,
-	COUNTER_PATH_READ_FAILED = 5,
-	COUNTER_SIGNAL_FAILED = 6,
-	COUNTER_MAX = 7,
+/* The only value of `counters`: what went wrong inside the programs, node-wide. */
+struct counters {
+	__u64 events_lost;
+	__u64 events_reduced;
+	__u64 process_storage_failed;
+	__u64 name_read_failed;
+	__u64 argv_read_failed;
+	__u64 path_read_failed;
+	__u64 signal_failed;
 };
 
 /* One image that led to the event's process. */
@@ -173,6 +172,5 @@ ASSERT_ENUM_IS_U32(verdict);
 ASSERT_ENUM_IS_U32(identified_by);
 ASSERT_ENUM_IS_U32(hook);
 ASSERT_ENUM_IS_U32(event_flags);
-ASSERT_ENUM_IS_U32(counter);
 
 #endif

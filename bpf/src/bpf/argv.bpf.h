@@ -36,7 +36,7 @@ static __always_inline void append(struct argv_cursor *c, u64 string, const u32 
 	len &= capacity - 1;
 	n = bpf_probe_read_user_str(c->to + len, (capacity - len) & (2 * capacity - 1), (void *)string);
 	if (n <= 0) {
-		count(COUNTER_ARGV_READ_FAILED);
+		COUNT(argv_read_failed);
 		c->truncated = true;
 		return;
 	}

@@ -163,7 +163,7 @@ static __always_inline void fill_argv(struct slot *slot, const struct execution 
 
 static __always_inline void lost(struct container_stats *stats)
 {
-	count(COUNTER_EVENTS_LOST);
+	COUNT(events_lost);
 	if (stats)
 		__sync_fetch_and_add(&stats->lost, 1);
 }
@@ -182,7 +182,7 @@ static __always_inline void emit_reduced(const struct execution *exec, const str
 	fill_facts(event, exec, m, match, verdict);
 	event->flags |= EVENT_REDUCED | ARGV_TRUNCATED | LINEAGE_TRUNCATED;
 	bpf_ringbuf_submit(event, 0);
-	count(COUNTER_EVENTS_REDUCED);
+	COUNT(events_reduced);
 }
 
 static __always_inline void emit(const struct execution *exec, const struct membership *m, const struct match *match,

@@ -56,7 +56,7 @@ static long basename_step(u32 index, struct basename_cursor *c)
 	long n = bpf_probe_read_kernel_str(chunk, CHUNK, c->string + offset);
 
 	if (n <= 0) {
-		count(COUNTER_NAME_READ_FAILED);
+		COUNT(name_read_failed);
 		return 1;
 	}
 #pragma clang loop unroll(full)
@@ -78,7 +78,7 @@ static __always_inline void read_basename(char *to, const char *string)
 
 	bpf_loop(4096 / (CHUNK - 1) + 1, basename_step, &cursor, 0);
 	if (bpf_probe_read_kernel_str(to, NAME_LEN, string + cursor.base) < 0)
-		count(COUNTER_NAME_READ_FAILED);
+		COUNT(name_read_failed);
 }
 
 /*
@@ -92,7 +92,7 @@ static __always_inline void identify(struct match *match, struct linux_binprm *b
 
 	read_basename(match->invoked, bprm->filename);
 	if (bpf_probe_read_kernel_str(resolved.name, NAME_LEN, BPF_CORE_READ(file, f_path.dentry, d_name.name)) < 0)
-		count(COUNTER_NAME_READ_FAILED);
+		COUNT(name_read_failed);
 	/* The file says more about what runs than the name it was called by, so it comes first. */
 	consider_name(match, policy, resolved.name, BY_RESOLVED_NAME);
 	consider_name(match, policy, match->invoked, BY_INVOKED_NAME);

@@ -42,9 +42,9 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTER_MAX);
-	__type(key, enum counter);
-	__type(value, u64);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct counters);
 } counters SEC(".maps");
 
 /* Which build's programs are pinned, by enum backend. The programs don't use it. */
@@ -55,12 +55,13 @@ struct {
 	__type(value, u64);
 } build_id SEC(".maps");
 
-static __always_inline void count(enum counter which)
-{
-	u64 *value = bpf_map_lookup_elem(&counters, &which);
-
-	if (value)
-		__sync_fetch_and_add(value, 1);
-}
+#define COUNT(what)                                                         \
+	do {                                                                \
+		u32 zero = 0;                                               \
+		struct counters *all = bpf_map_lookup_elem(&counters, &zero); \
+                                                                            \
+		if (all)                                                    \
+			__sync_fetch_and_add(&all->what, 1);                \
+	} while (0)
 
 #endif

@@ -64,7 +64,7 @@ static long path_step(u32 step, struct path_cursor *c)
 	start -= len;
 	start &= PATH_LEN - 1;
 	if (bpf_probe_read_kernel(&c->work->bytes[start], len & NAME_MAX_LEN, name)) {
-		count(COUNTER_PATH_READ_FAILED);
+		COUNT(path_read_failed);
 		c->truncated = true;
 		return 1;
 	}

@@ -60,7 +60,7 @@ static __always_inline void executed(const struct execution *exec, enum backend 
 			if (bpf_send_signal(9) == 0) {
 				verdict = VERDICT_KILLED;
 			} else {
-				count(COUNTER_SIGNAL_FAILED);
+				COUNT(signal_failed);
 				verdict = VERDICT_DETECTED;
 			}
 		}

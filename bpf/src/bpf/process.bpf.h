@@ -64,7 +64,7 @@ static __always_inline void record_process(const struct execution *exec, const s
 
 		process = bpf_task_storage_get(&processes, leader, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (!process) {
-			count(COUNTER_PROCESS_STORAGE_FAILED);
+			COUNT(process_storage_failed);
 			return;
 		}
 		process->exec_session = outside;
