@@ -27,6 +27,7 @@ use crate::{
     records::RecordDirectory,
     signal,
     store::{self, Command, Limits},
+    tools::Tools,
 };
 
 /// Signals between the events' thread and the stage behind it; a decoded one takes up to 100 kB.
@@ -39,7 +40,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Configuration and policy, checked.
 pub struct Prepared {
     config: Config,
-    catalog: Arc<Catalog>,
+    tools: Tools,
     policy: Loaded,
     socket_group: Option<u32>,
 }
@@ -47,15 +48,16 @@ pub struct Prepared {
 /// Reads and checks everything that people write. Changes nothing.
 pub fn prepare(config: Config) -> anyhow::Result<Prepared> {
     let catalog = Catalog::shipped().context("the shipped catalogue")?;
-    let policy = policies::load(&config.policy_dir, &catalog)?;
+    let tools = Tools::new(catalog);
+    let policy = policies::load(&config.policy_dir, tools.catalog())?;
     let socket_group = config.socket.group.as_deref().map(api::socket::group_id).transpose()?;
-    Ok(Prepared { config, catalog: Arc::new(catalog), policy, socket_group })
+    Ok(Prepared { config, tools, policy, socket_group })
 }
 
 /// The running agent.
 pub struct App {
     config: Config,
-    catalog: Arc<Catalog>,
+    tools: Tools,
     kernel: Arc<Kernel>,
     policy: PolicyState,
     backend: Backend,
@@ -74,7 +76,7 @@ pub struct App {
 impl App {
     /// Starts everything, inside a runtime. On failure what was pinned before stays in force.
     pub fn start(prepared: Prepared) -> anyhow::Result<Self> {
-        let Prepared { config, catalog, policy, socket_group } = prepared;
+        let Prepared { config, tools, policy, socket_group } = prepared;
         let lock = Lock::take(&config.run_dir)?;
         let report = probe::node();
         let (backend, reason) = kernel::choose(config.backend, &report)?;
@@ -92,18 +94,13 @@ impl App {
         let policy_state = PolicyState::default();
         let directory = RecordDirectory::create(&config.run_dir)
             .with_context(|| format!("creating the container records below {}", config.run_dir.display()))?;
+        tools.set_severities(policy.severities.clone());
         put_in_force(&config, backend, &pins, &policy, &policy_state)?;
 
         let containers = Containers::default();
         let (signals, pending) = mpsc::channel(SIGNAL_QUEUE);
-        let (events, stop_events) = EventLoop::open(
-            &pins,
-            directory,
-            containers.clone(),
-            Arc::clone(&catalog),
-            signals,
-            Arc::clone(&counters),
-        )?;
+        let (events, stop_events) =
+            EventLoop::open(&pins, directory, containers.clone(), tools.clone(), signals, Arc::clone(&counters))?;
         let (ended, events_ended) = oneshot::channel();
         thread::Builder::new()
             .name("events".to_owned())
@@ -147,7 +144,7 @@ impl App {
             background: vec![tokio::spawn(resolver), tokio::spawn(expiry)],
             server: tokio::spawn(api::serve(listener, sources, stopped)),
             config,
-            catalog,
+            tools,
             kernel,
             policy: policy_state,
             backend,
@@ -171,8 +168,9 @@ impl App {
     }
 
     fn try_reload(&self) -> anyhow::Result<()> {
-        let policy = policies::load(&self.config.policy_dir, &self.catalog)?;
+        let policy = policies::load(&self.config.policy_dir, self.tools.catalog())?;
         self.kernel.replace(&policy).context("filling the kernel's tables")?;
+        self.tools.set_severities(policy.severities.clone());
         put_in_force(&self.config, self.backend, &self.pins, &policy, &self.policy)
     }
 

@@ -7,7 +7,7 @@
 //! | [`app`] | composition, start and end |
 //! | [`kernel`], [`publish`], [`lock`] | the node's state: tables, policy set, one agent at a time |
 //! | [`events`], [`records`], [`containers`] | from the ring buffer and the shims' records to signals |
-//! | [`signal`], [`text`], [`clock`] | how a signal is built |
+//! | [`signal`], [`tools`], [`text`], [`clock`] | how a signal is built |
 //! | [`image`] | which image a container was made from |
 //! | [`store`] | SQLite |
 //! | [`api`] | gRPC |
@@ -34,6 +34,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 mod text;
+mod tools;
 
 use std::{path::PathBuf, process::ExitCode};
 

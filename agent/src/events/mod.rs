@@ -26,7 +26,6 @@ use portcullis_bpf::{
     pins::Pins,
     ring::Events,
 };
-use portcullis_policy::catalog::Catalog;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
@@ -42,6 +41,7 @@ use crate::{
     records::{RecordDirectory, RecordName},
     signal,
     store::entry::Origin,
+    tools::Tools,
 };
 
 /// Events read before records are looked at again.
@@ -90,7 +90,7 @@ pub struct EventLoop {
     tracker: Tracker,
     sweep: Sweep,
     containers: Containers,
-    catalog: Arc<Catalog>,
+    tools: Tools,
     signals: mpsc::Sender<Pending>,
     counters: Arc<Counters>,
 }
@@ -101,7 +101,7 @@ impl EventLoop {
         pins: &Pins,
         directory: RecordDirectory,
         containers: Containers,
-        catalog: Arc<Catalog>,
+        tools: Tools,
         signals: mpsc::Sender<Pending>,
         counters: Arc<Counters>,
     ) -> Result<(Self, Stop), EventsError> {
@@ -116,7 +116,7 @@ impl EventLoop {
         let stop = Arc::new(stop);
         let sweep = Sweep::new(guard, pins.links(), Arc::clone(&counters));
         let handle = Stop(Arc::clone(&stop));
-        Ok((Self { ring, watch, stop, tracker, sweep, containers, catalog, signals, counters }, handle))
+        Ok((Self { ring, watch, stop, tracker, sweep, containers, tools, signals, counters }, handle))
     }
 
     /// Works until [`Stop::stop`].
@@ -206,7 +206,7 @@ impl EventLoop {
             self.counters.events_without_record.increment();
             tracing::warn!(cgroup_id = event.cgroup_id, "an event's container has no record");
         }
-        let signal = signal::from_event(event, container.as_ref(), &self.catalog, offset);
+        let signal = signal::from_event(event, container.as_ref(), &self.tools, offset);
         let origin = Origin::Event {
             cgroup_id: event.cgroup_id,
             pid: event.pid,
