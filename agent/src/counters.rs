@@ -65,6 +65,6 @@ counters! {
     release_errors,
     /// Questions for a container's image that containerd did not answer.
     images_unanswered,
-    /// Signals stored without an image because it did not become known in time.
+    /// Signals stored without their container's image because it did not become known in time.
     signals_without_image,
 }

@@ -35,8 +35,13 @@ pub struct Pending {
     pub container: Option<RecordName>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    Ready,
+    /// It has its image, or there is none to be had.
+    Complete,
+    /// The image could not be found out.
+    Lacking,
+    /// The image is being asked for.
     Wait,
 }
 
@@ -53,16 +58,16 @@ pub async fn complete_signals(
         tokio::select! {
             received = signals.recv() => match received {
                 Some(mut pending) => match complete(&mut pending, &containers) {
-                    Fate::Ready => put(&store, pending, &counters).await?,
                     Fate::Wait => waiting.push_back((Instant::now() + PATIENCE, pending)),
+                    fate => put(&store, pending, fate, &counters).await?,
                 },
                 None => break,
             },
             () = containers.image_answered() => {
                 for (deadline, mut pending) in std::mem::take(&mut waiting) {
                     match complete(&mut pending, &containers) {
-                        Fate::Ready => put(&store, pending, &counters).await?,
                         Fate::Wait => waiting.push_back((deadline, pending)),
+                        fate => put(&store, pending, fate, &counters).await?,
                     }
                 }
             }
@@ -71,12 +76,12 @@ pub async fn complete_signals(
         let now = Instant::now();
         while waiting.len() > WAITING || waiting.front().is_some_and(|(deadline, _)| *deadline <= now) {
             let Some((_, pending)) = waiting.pop_front() else { break };
-            put(&store, pending, &counters).await?;
+            put(&store, pending, Fate::Lacking, &counters).await?;
         }
     }
     for (_, mut pending) in waiting {
-        complete(&mut pending, &containers);
-        put(&store, pending, &counters).await?;
+        let fate = complete(&mut pending, &containers);
+        put(&store, pending, fate, &counters).await?;
     }
     Ok(())
 }
@@ -90,21 +95,22 @@ async fn at(deadline: Option<Instant>) {
 
 /// Fills in the image if it is known by now.
 fn complete(pending: &mut Pending, containers: &Containers) -> Fate {
-    let Some(message) = pending.signal.container.as_mut() else { return Fate::Ready };
+    let Some(message) = pending.signal.container.as_mut() else { return Fate::Complete };
     let known = pending.container.as_ref().and_then(|name| containers.get(name));
-    let Some(known) = known.filter(|_| message.image.is_empty()) else { return Fate::Ready };
+    let Some(known) = known.filter(|_| message.image.is_empty()) else { return Fate::Complete };
     match known.image {
         Image::Known(image) => {
             message.image = image;
-            Fate::Ready
+            Fate::Complete
         }
-        Image::None | Image::Unanswered => Fate::Ready,
+        Image::None => Fate::Complete,
+        Image::Unanswered => Fate::Lacking,
         Image::Wanted | Image::Asked => Fate::Wait,
     }
 }
 
-async fn put(store: &Sender, pending: Pending, counters: &Counters) -> Result<(), StoreError> {
-    if pending.signal.container.as_ref().is_none_or(|container| container.image.is_empty()) {
+async fn put(store: &Sender, pending: Pending, fate: Fate, counters: &Counters) -> Result<(), StoreError> {
+    if fate != Fate::Complete {
         counters.signals_without_image.increment();
     }
     store.send(Command::Signal(Entry::new(pending.origin, &pending.signal))).await
