@@ -63,10 +63,10 @@ pub struct App {
     backend: Backend,
     pins: Pins,
     stop_events: Stop,
-    events_ended: oneshot::Receiver<Result<(), EventsError>>,
+    events_ended: Option<oneshot::Receiver<Result<(), EventsError>>>,
     shutdown: watch::Sender<bool>,
-    server: JoinHandle<Result<(), api::ApiError>>,
-    stage: JoinHandle<Result<(), store::StoreError>>,
+    server: Option<JoinHandle<Result<(), api::ApiError>>>,
+    stage: Option<JoinHandle<Result<(), store::StoreError>>>,
     background: Vec<JoinHandle<()>>,
     store_thread: thread::JoinHandle<()>,
     socket: PathBuf,
@@ -140,9 +140,9 @@ impl App {
         let (shutdown, stopped) = watch::channel(false);
         tracing::info!(socket = %socket.display(), "serving");
         Ok(Self {
-            stage: tokio::spawn(stage),
+            stage: Some(tokio::spawn(stage)),
             background: vec![tokio::spawn(resolver), tokio::spawn(expiry)],
-            server: tokio::spawn(api::serve(listener, sources, stopped)),
+            server: Some(tokio::spawn(api::serve(listener, sources, stopped))),
             config,
             tools,
             kernel,
@@ -150,7 +150,7 @@ impl App {
             backend,
             pins,
             stop_events,
-            events_ended,
+            events_ended: Some(events_ended),
             shutdown,
             store_thread,
             socket,
@@ -177,13 +177,13 @@ impl App {
     /// Waits for a part to end, which none does by itself.
     pub async fn failed(&mut self) -> anyhow::Error {
         let (part, result) = tokio::select! {
-            ended = &mut self.events_ended => ("the events' thread", ended.map_err(Into::into).and_then(|r| r.map_err(Into::into))),
-            ended = &mut self.server => ("the API", ended.map_err(Into::into).and_then(|r| r.map_err(Into::into))),
-            ended = &mut self.stage => ("the signals' stage", ended.map_err(Into::into).and_then(|r| r.map_err(Into::into))),
+            result = ended(&mut self.events_ended) => ("the events' thread", result),
+            result = ended(&mut self.server) => ("the API", result),
+            result = ended(&mut self.stage) => ("the signals' stage", result),
         };
         match result {
             Ok(()) => anyhow!("{part} has ended"),
-            Err(error) => anyhow::Error::context(error, format!("{part} has ended")),
+            Err(error) => error.context(format!("{part} has ended")),
         }
     }
 
@@ -194,14 +194,20 @@ impl App {
         self.shutdown.send_replace(true);
         let flow = async {
             // Errors were reported where they happened, or will be by the part behind.
-            let _ = self.events_ended.await;
-            let _ = self.stage.await;
+            if let Some(events) = self.events_ended {
+                let _ = events.await;
+            }
+            if let Some(stage) = self.stage {
+                let _ = stage.await;
+            }
             for task in self.background {
                 task.abort();
                 let _ = task.await;
             }
             let _ = tokio::task::spawn_blocking(|| self.store_thread.join()).await;
-            let _ = self.server.await;
+            if let Some(server) = self.server {
+                let _ = server.await;
+            }
         };
         if timeout(STOP_TIMEOUT, flow).await.is_err() {
             tracing::warn!("not everything ended in time");
@@ -210,6 +216,18 @@ impl App {
             tracing::warn!(%error, "the socket could not be removed");
         }
     }
+}
+
+/// Waits for a part; one that has ended is not waited for again.
+async fn ended<F, E, J>(part: &mut Option<F>) -> anyhow::Result<()>
+where
+    F: Future<Output = Result<Result<(), E>, J>> + Unpin,
+    anyhow::Error: From<E> + From<J>,
+{
+    let Some(running) = part.as_mut() else { return std::future::pending().await };
+    let outcome = running.await;
+    *part = None;
+    Ok(outcome??)
 }
 
 /// Publishes a policy whose tables are filled.
