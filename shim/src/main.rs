@@ -7,13 +7,14 @@
 //! | [`proxy`] | the resident part: forwards task calls, and hooks the few at which a container comes or goes |
 //! | [`guard`] | choosing a container's policy, putting it under guard, keeping its record |
 //! | [`inner`] | the inner shim as a program |
-//! | [`bootstrap`], [`options`], [`task`] | what containerd and shims say to each other |
+//! | [`args`], [`bootstrap`], [`options`], [`task`] | what containerd and shims say to each other |
 //! | [`socket`], [`process`], [`state`] | what has to be found again when a shim has died |
 //! | [`spec`], [`rundir`], [`log`] | what is read of the OCI spec, the agent's directory, the log FIFO |
 //!
 //! `docs/shim.md` tells the whole story.
 #![forbid(unsafe_code)]
 
+mod args;
 mod bootstrap;
 mod cli;
 mod guard;
@@ -37,8 +38,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use self::args::Flags;
+
 fn run(arguments: &[OsString]) -> Result<()> {
-    let flags = containerd_shim::parse(arguments).context("reading the command line")?;
+    let flags = Flags::parse(arguments).context("reading the command line")?;
     if flags.version {
         return print(concat!(env!("CARGO_BIN_NAME"), ":\n  Version:  ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
     }

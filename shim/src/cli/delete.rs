@@ -6,9 +6,9 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 use anyhow::{Context, Result};
-use containerd_shim::Flags;
 
 use crate::{
+    args::Flags,
     guard::Warden,
     inner::{self, Inner},
     rundir::RunDir,

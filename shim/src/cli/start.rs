@@ -11,11 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use containerd_shim::Flags;
 use tokio::runtime;
 use ttrpc::asynchronous::Client;
 
 use crate::{
+    args::Flags,
     bootstrap::{Answer, Input},
     inner::{self, Inner},
     process::Process,

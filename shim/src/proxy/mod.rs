@@ -10,7 +10,6 @@ use std::{collections::HashMap, env, fs, os::unix::net::UnixListener, sync::Arc,
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use containerd_shim::Flags;
 use tokio::{io::AsyncReadExt, net::UnixStream, runtime, time};
 use ttrpc::{
     Request, Response,
@@ -19,7 +18,7 @@ use ttrpc::{
 
 pub use self::describe::describe;
 use self::hooks::Containers;
-use crate::{guard::Warden, rundir::RunDir, socket, state::Shims, task};
+use crate::{args::Flags, guard::Warden, rundir::RunDir, socket, state::Shims, task};
 
 /// How long answers may take to reach containerd when the inner shim has gone.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -59,7 +58,7 @@ async fn serve(listener: UnixListener, shims: &Shims, warden: Warden) -> Result<
         UnixStream::connect(socket::path_of(&shims.inner_address)?).await.context("watching the inner shim")?;
 
     let listener = Listener::try_from(listener).context("listening")?;
-    let mut server = Server::new().add_listener(listener).register_service(services(inner, warden, shims)?);
+    let mut server = Server::new().add_listener(listener).register_service(services(&inner, warden, shims)?);
     server.start().await.context("serving")?;
     end_of(lifeline).await;
 
@@ -76,12 +75,12 @@ async fn end_of(mut connection: UnixStream) {
     while !matches!(connection.read(&mut nothing).await, Ok(0) | Err(_)) {}
 }
 
-fn services(inner: Client, warden: Warden, shims: &Shims) -> Result<HashMap<String, Service>> {
+fn services(inner: &Client, warden: Warden, shims: &Shims) -> Result<HashMap<String, Service>> {
     let containers = Arc::new(Containers::new(inner.clone(), warden));
     let mut services = HashMap::new();
     for service in task::SERVICES {
         let methods =
-            task::METHODS.into_iter().map(|name| (name.to_owned(), handler(name, &inner, &containers))).collect();
+            task::METHODS.into_iter().map(|name| (name.to_owned(), handler(name, inner, &containers))).collect();
         services.insert(service.to_owned(), Service { methods, streams: HashMap::new() });
     }
     services.insert(describe::SERVICE.to_owned(), describe::service(shims)?);
