@@ -18,16 +18,27 @@ pub fn is_deceptive(c: char) -> bool {
             | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
+/// The escapes that tables, shells and YAML have in common.
+fn short(c: char) -> Option<&'static str> {
+    match c {
+        '\\' => Some("\\\\"),
+        '\n' => Some("\\n"),
+        '\r' => Some("\\r"),
+        '\t' => Some("\\t"),
+        _ => None,
+    }
+}
+
 /// For a table cell or a message: deceptive characters become `\n`, `\x1b`, `\u{202e}`; a backslash becomes `\\`,
 /// so that what is shown stands for one text only.
 pub fn text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
+        if let Some(escape) = short(c) {
+            out.push_str(escape);
+            continue;
+        }
         match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
             c if !is_deceptive(c) => out.push(c),
             c if c.is_ascii() => push(&mut out, format_args!("\\x{:02x}", u32::from(c))),
             c => push(&mut out, format_args!("\\u{{{:x}}}", u32::from(c))),
@@ -39,7 +50,9 @@ pub fn text(text: &str) -> String {
 /// One word as a shell would read it back: bare where that is safe, else in `'…'`, else in bash's `$'…'`.
 pub fn shell_word(word: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
-    if !word.is_empty() && word.chars().all(bare) {
+    // As the first word, `a=b` would be an assignment.
+    let assigns = word.contains('=') && !word.starts_with('-');
+    if !word.is_empty() && !assigns && word.chars().all(bare) {
         return word.to_owned();
     }
     if !word.chars().any(is_deceptive) {
@@ -47,12 +60,12 @@ pub fn shell_word(word: &str) -> String {
     }
     let mut out = String::from("$'");
     for c in word.chars() {
+        if let Some(escape) = short(c) {
+            out.push_str(escape);
+            continue;
+        }
         match c {
-            '\\' => out.push_str("\\\\"),
             '\'' => out.push_str("\\'"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
             c if !is_deceptive(c) => out.push(c),
             c if c.is_ascii() => push(&mut out, format_args!("\\x{:02x}", u32::from(c))),
             c if u32::from(c) <= 0xffff => push(&mut out, format_args!("\\u{:04x}", u32::from(c))),
@@ -89,11 +102,12 @@ pub fn json(text: &str) -> String {
 pub fn yaml_string(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
+        if let Some(escape) = short(c) {
+            out.push_str(escape);
+            continue;
+        }
         match c {
             '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\t' => out.push_str("\\t"),
             c if !is_deceptive(c) => out.push(c),
             c => push(&mut out, format_args!("\\U{:08x}", u32::from(c))),
         }
@@ -126,6 +140,7 @@ mod tests {
     #[test]
     fn shell_words_read_back() {
         assert_eq!(shell_word("--opt=a/b"), "--opt=a/b");
+        assert_eq!(shell_word("LD_PRELOAD=x"), "'LD_PRELOAD=x'");
         assert_eq!(shell_word(""), "''");
         assert_eq!(shell_word("it's $HOME"), r"'it'\''s $HOME'");
         assert_eq!(shell_word("a\nb'\x1b\u{202e}"), r"$'a\nb\'\x1b\u202e'");
