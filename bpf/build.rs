@@ -60,7 +60,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Where Debian keeps asm/types.h, which <linux/types.h> wants and `-target bpf` does not find by itself.
     let multiarch = format!("-I/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?);
     run(Command::new(tool("CLANG", &["clang-19", "clang"])?)
-        .args(["-target", "bpf", "-g", "-O2", "-mcpu=v3", "-std=gnu17", "-Wall", "-Wextra", "-Werror"])
+        .args([
+            "-target",
+            "bpf",
+            "-g",
+            "-O2",
+            "-mcpu=v3",
+            "-std=gnu17",
+            "-Wall",
+            "-Wextra",
+            "-Wno-unused-parameter",
+            "-Werror",
+        ])
         .arg(format!("-D__TARGET_ARCH_{arch}"))
         .arg(multiarch)
         .args(["-MMD", "-MF"])

@@ -1,6 +1,8 @@
 //! The Rust mirror of `abi.h`, which is the only definition; `tests/abi.rs` compares both. Events are decoded with
 //! checked lengths and tags: they hold what a container chose.
 
+use crate::Backend;
+
 /// `PORTCULLIS_ABI_VERSION`.
 pub const ABI_VERSION: u32 = 1;
 
@@ -21,14 +23,15 @@ const ANCESTOR_ARGV_LEN: usize = 256;
 pub struct NameKey(pub [u8; NAME_LEN]);
 
 impl NameKey {
-    /// A catalogue name as a key; `None` if it is empty, too long, or holds a NUL or a slash.
+    /// A catalogue name as a key; `None` if it is empty, too long, or holds a NUL or a slash. The programs cut what they
+    /// look up to `NAME_LEN - 1` bytes; a key is shorter than that, so a cut name never equals one.
     pub fn new(name: &str) -> Option<Self> {
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes.contains(&0) || bytes.contains(&b'/') {
             return None;
         }
         let mut key = [0; NAME_LEN];
-        key.get_mut(..NAME_LEN - 1)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        key.get_mut(..NAME_LEN - 2)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(Self(key))
     }
 }
@@ -51,6 +54,17 @@ pub struct Container {
     pub policy: u32,
     /// A [`Mode`] as `u32`.
     pub mode: u32,
+    /// Pid of the container's first process, as the node sees it.
+    pub init_pid: u32,
+    /// A [`Backend`](crate::Backend) as `u32`.
+    pub backend: u32,
+}
+
+impl Container {
+    /// A container under this policy.
+    pub fn new(policy: u32, mode: Mode, init_pid: u32, backend: Backend) -> Self {
+        Self { policy, mode: mode as u32, init_pid, backend: backend as u32 }
+    }
 }
 
 /// Value of `container_stats`, keyed by cgroup id.
@@ -179,7 +193,7 @@ pub mod flags {
     pub const EVENT_REDUCED: u32 = 1 << 7;
 }
 
-/// Names of `enum counter`, in order.
+/// Members of `struct counters`, each a `u64`, in order.
 pub const COUNTERS: [&str; 7] = [
     "events_lost",
     "events_reduced",
@@ -491,8 +505,8 @@ mod tests {
     #[test]
     fn names_become_keys_only_where_they_fit() {
         assert!(NameKey::new("nc").is_some());
-        assert!(NameKey::new(&"n".repeat(NAME_LEN - 1)).is_some());
-        for bad in ["", "a/b", "a\0b", &"n".repeat(NAME_LEN)] {
+        assert!(NameKey::new(&"n".repeat(NAME_LEN - 2)).is_some());
+        for bad in ["", "a/b", "a\0b", &"n".repeat(NAME_LEN - 1)] {
             assert!(NameKey::new(bad).is_none(), "{bad:?}");
         }
     }

@@ -8,15 +8,12 @@ use std::{
 use aya::{
     maps::{HashMap, Map, MapData, MapError},
     pin::PinError,
-    programs::{
-        LsmCgroup, ProgramError,
-        links::{FdLink, LinkError},
-    },
+    programs::{LsmCgroup, ProgramError, links::FdLink},
 };
 
 use crate::{
     Backend,
-    abi::{Container, ContainerStats},
+    abi::{Container, ContainerStats, Mode},
     cgroup::Cgroup,
     pins::{LSM_PROGRAMS, Pins},
 };
@@ -53,14 +50,6 @@ pub enum GuardError {
         cgroup: PathBuf,
         /// What the kernel or aya said.
         source: ProgramError,
-    },
-    /// aya could not turn the attachment into a link.
-    #[error("link of program {name}")]
-    Link {
-        /// Which program.
-        name: &'static str,
-        /// What aya said.
-        source: LinkError,
     },
     /// The link could not be pinned.
     #[error("pinning the link of program {name}")]
@@ -112,15 +101,23 @@ impl Guard {
         Ok(Self { pins, containers, stats })
     }
 
-    /// Puts a container under guard. On failure nothing is left behind.
-    pub fn attach(&mut self, cgroup: &Cgroup, container: Container, backend: Backend) -> Result<(), GuardError> {
+    /// Puts a container, whose first process is `init_pid`, under guard. On failure nothing is left behind.
+    pub fn attach(
+        &mut self,
+        cgroup: &Cgroup,
+        policy: u32,
+        mode: Mode,
+        init_pid: u32,
+        backend: Backend,
+    ) -> Result<(), GuardError> {
         if self.containers.get(&cgroup.id, 0).is_ok() {
             return Err(GuardError::AlreadyGuarded { path: cgroup.path.clone() });
         }
-        let done = self.insert(cgroup.id, container).and_then(|()| match backend {
-            Backend::Lsm => self.attach_lsm(cgroup),
-            Backend::Tracepoint => require(&self.pins.tracepoint_link()),
-        });
+        let done =
+            self.insert(cgroup.id, Container::new(policy, mode, init_pid, backend)).and_then(|()| match backend {
+                Backend::Lsm => self.attach_lsm(cgroup),
+                Backend::Tracepoint => require(&self.pins.tracepoint_link()),
+            });
         if done.is_err() {
             // The first error is the one to report.
             let _ = self.release(cgroup.id);

@@ -27,9 +27,10 @@ pub mod tables;
 
 /// How the kernel side works on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
 pub enum Backend {
     /// LSM programs on each container's own cgroup: EPERM before the exec. Kernel 6.0 (arm64: 6.4).
-    Lsm,
-    /// One node-wide program on `sched_process_exec`: SIGKILL before the first user instruction. Kernel 5.11.
-    Tracepoint,
+    Lsm = 1,
+    /// One node-wide program on `sched_process_exec`: SIGKILL before the first user instruction. Kernel 5.17.
+    Tracepoint = 2,
 }

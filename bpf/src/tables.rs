@@ -14,7 +14,7 @@ use crate::{
 pub struct Tables {
     names: HashMap<MapData, NameKey, u32>,
     rules: HashMap<MapData, RuleKey, u32>,
-    counters: PerCpuArray<MapData, u64>,
+    counters: PerCpuArray<MapData, [u64; COUNTERS.len()]>,
 }
 
 impl Tables {
@@ -48,14 +48,14 @@ impl Tables {
 
     /// What went wrong inside the programs since they were loaded: name and count.
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, GuardError> {
-        (0u32..)
-            .zip(COUNTERS)
-            .map(|(index, name)| {
-                let values =
-                    self.counters.get(&index, 0).map_err(|source| GuardError::Map { name: "counters", source })?;
-                Ok((name, values.iter().sum()))
-            })
-            .collect()
+        let per_cpu = self.counters.get(&0, 0).map_err(|source| GuardError::Map { name: "counters", source })?;
+        let mut totals: Vec<(&'static str, u64)> = COUNTERS.map(|name| (name, 0)).into();
+        for counters in per_cpu.iter() {
+            for ((_, total), count) in totals.iter_mut().zip(counters) {
+                *total += count;
+            }
+        }
+        Ok(totals)
     }
 }
 

@@ -106,8 +106,9 @@ impl Containerd {
     pub fn shims(&self) -> Vec<Pid> {
         let address = self.address();
         let is_shim = |pid: i32| {
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.split(|&byte| byte == 0).any(|word| word == address.as_os_str().as_encoded_bytes()))
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                line.split(|&byte| byte == 0).any(|word| word == address.as_os_str().as_encoded_bytes())
+            })
         };
         fs::read_dir("/proc")
             .into_iter()

@@ -1,4 +1,5 @@
 //! The committed code is what the `.proto` file generates.
+#![allow(clippy::unwrap_used)]
 
 use std::{env, fs, path::Path};
 

@@ -10,6 +10,9 @@
 
 #define PORTCULLIS_ABI_VERSION 1
 
+/* Enums are members and values here: 32 bits each, on both sides. */
+#define ASSERT_ENUM_IS_U32(name) _Static_assert(sizeof(enum name) == sizeof(__u32), #name)
+
 /* Names are NUL-padded; a longer one can't be a catalogue entry. */
 #define NAME_LEN 64
 #define PATH_LEN 256
@@ -18,10 +21,18 @@
 #define ANCESTORS_MAX 16
 #define ANCESTOR_EXE_LEN 128
 #define ANCESTOR_ARGV_LEN 256
+/* A guarded cgroup is at most this deep below the hierarchy's root; what it holds may be deeper. */
+#define CGROUP_DEPTH_MAX 32
 
 enum mode {
 	MODE_DETECT = 1,
 	MODE_ENFORCE = 2,
+};
+
+/* Which program is responsible for a container. */
+enum backend {
+	BACKEND_LSM = 1,
+	BACKEND_TRACEPOINT = 2,
 };
 
 enum action {
@@ -70,7 +81,7 @@ struct name_key {
 	char name[NAME_LEN];
 };
 
-/* Key of `rules`; the value is an enum action as u32. */
+/* Key of `rules`; the value is an enum action. */
 struct rule_key {
 	__u32 policy;
 	__u32 tool;
@@ -79,8 +90,10 @@ struct rule_key {
 /* Value of `containers`; the key is the container's cgroup id as u64. */
 struct container {
 	__u32 policy;
-	/* enum mode */
-	__u32 mode;
+	enum mode mode;
+	/* The container's first process, as the node sees it. */
+	__u32 init_pid;
+	enum backend backend;
 };
 
 /* Value of `container_stats`; the key is the container's cgroup id as u64. */
@@ -91,16 +104,15 @@ struct container_stats {
 	__u64 lost;
 };
 
-/* Index of `counters`: what went wrong inside the programs, node-wide. */
-enum counter {
-	COUNTER_EVENTS_LOST = 0,
-	COUNTER_EVENTS_REDUCED = 1,
-	COUNTER_PROCESS_STORAGE_FAILED = 2,
-	COUNTER_NAME_READ_FAILED = 3,
-	COUNTER_ARGV_READ_FAILED = 4,
-	COUNTER_PATH_READ_FAILED = 5,
-	COUNTER_SIGNAL_FAILED = 6,
-	COUNTER_MAX = 7,
+/* The only value of `counters`: what went wrong inside the programs, node-wide. */
+struct counters {
+	__u64 events_lost;
+	__u64 events_reduced;
+	__u64 process_storage_failed;
+	__u64 name_read_failed;
+	__u64 argv_read_failed;
+	__u64 path_read_failed;
+	__u64 signal_failed;
 };
 
 /* One image that led to the event's process. */
@@ -109,7 +121,7 @@ struct ancestor {
 	__u32 pid;
 	__u32 ns_pid;
 	__u32 uid;
-	__u32 flags;
+	enum event_flags flags;
 	/* Bytes used in argv: NUL-terminated strings. */
 	__u32 argv_len;
 	__u32 argc;
@@ -123,8 +135,7 @@ struct ancestor {
  */
 struct event {
 	__u32 abi_version;
-	/* enum verdict */
-	__u32 verdict;
+	enum verdict verdict;
 	/* Nanoseconds of CLOCK_BOOTTIME. */
 	__u64 time_ns;
 	__u64 start_time_ns;
@@ -135,10 +146,9 @@ struct event {
 	__u64 file_size;
 	__u32 policy;
 	__u32 tool;
-	__u32 identified_by;
-	/* enum hook */
-	__u32 hook;
-	__u32 flags;
+	enum identified_by identified_by;
+	enum hook hook;
+	enum event_flags flags;
 	__u32 pid;
 	__u32 tid;
 	__u32 ns_pid;
@@ -154,5 +164,13 @@ struct event {
 	char exe[PATH_LEN];
 	char cwd[PATH_LEN];
 };
+
+ASSERT_ENUM_IS_U32(mode);
+ASSERT_ENUM_IS_U32(backend);
+ASSERT_ENUM_IS_U32(action);
+ASSERT_ENUM_IS_U32(verdict);
+ASSERT_ENUM_IS_U32(identified_by);
+ASSERT_ENUM_IS_U32(hook);
+ASSERT_ENUM_IS_U32(event_flags);
 
 #endif

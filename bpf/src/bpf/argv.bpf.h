@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * Arguments of an execution. There are three places to read them, by the moment:
+ * - before the exec is final (bprm_check_security): through the system call's registers, in the caller's memory, which
+ *   another thread can rewrite: good enough to tell, not to decide;
+ * - bprm_committed_creds: in the new program's stack, where bprm->p points, and nobody else can write yet: the truth;
+ * - sched_process_exec: the same bytes; bprm->p has moved on, mm->arg_start says where.
+ */
+#ifndef PORTCULLIS_ARGV_H
+#define PORTCULLIS_ARGV_H
+
+#define ARGS_MAX 1024
+
+struct argv_cursor {
+	/* Strings one after the other; 0 when `pointers` leads to them. */
+	u64 strings;
+	/* The user's array of pointers, and their size in bytes. */
+	u64 pointers;
+	u32 width;
+	/* Room of twice `capacity` bytes, for the verifier's sake, as in struct path_work. */
+	char *to;
+	u32 len;
+	u32 argc;
+	bool truncated;
+};
+
+static __always_inline void append(struct argv_cursor *c, u64 string, const u32 capacity)
+{
+	u32 len = c->len;
+	long n;
+
+	if (len >= capacity) {
+		c->truncated = true;
+		return;
+	}
+	len &= capacity - 1;
+	n = bpf_probe_read_user_str(c->to + len, (capacity - len) & (2 * capacity - 1), (void *)string);
+	if (n <= 0) {
+		COUNT(argv_read_failed);
+		c->truncated = true;
+		return;
+	}
+	/* A string that fills the room exactly may have been longer. */
+	if ((u32)n == capacity - len)
+		c->truncated = true;
+	c->len = len + n;
+	if (c->strings)
+		c->strings += n;
+}
+
+/* One argument; `capacity` is a constant so that the verifier sees each buffer's bounds. */
+static __always_inline long argv_step(u32 index, struct argv_cursor *c, const u32 capacity)
+{
+	u64 string = c->strings;
+
+	if (!string) {
+		if (bpf_probe_read_user(&string, c->width == 4 ? 4 : 8, (void *)(c->pointers + (u64)index * c->width))) {
+			c->truncated = true;
+			return 1;
+		}
+		if (!string)
+			return 1;
+		c->argc = index + 1;
+	}
+	if (c->truncated)
+		/* From here on only counting, unless the kernel has counted for us. */
+		return c->strings != 0;
+	append(c, string, capacity);
+	return 0;
+}
+
+static long event_argv_step(u32 index, struct argv_cursor *c)
+{
+	return argv_step(index, c, ARGV_LEN);
+}
+
+static long ancestor_argv_step(u32 index, struct argv_cursor *c)
+{
+	return argv_step(index, c, ANCESTOR_ARGV_LEN);
+}
+
+/* The registers' argv of the exec that is under way; width 0 when the system call is none that we know. */
+static __always_inline void registers_argv(struct argv_cursor *c)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+
+#if defined(__TARGET_ARCH_x86)
+	switch (BPF_CORE_READ(regs, orig_ax)) {
+	case 59: /* execve */
+		c->pointers = BPF_CORE_READ(regs, si);
+		c->width = 8;
+		break;
+	case 322: /* execveat */
+		c->pointers = BPF_CORE_READ(regs, dx);
+		c->width = 8;
+		break;
+	case 11: /* execve of a 32-bit program; munmap of a 64-bit one, which does not lead here */
+		c->pointers = (u32)BPF_CORE_READ(regs, cx);
+		c->width = 4;
+		break;
+	case 358: /* execveat of a 32-bit program */
+		c->pointers = (u32)BPF_CORE_READ(regs, dx);
+		c->width = 4;
+		break;
+	}
+#elif defined(__TARGET_ARCH_arm64)
+	switch (BPF_CORE_READ(regs, syscallno)) {
+	case 221: /* execve */
+		c->pointers = BPF_CORE_READ(regs, user_regs.regs[1]);
+		c->width = 8;
+		break;
+	case 281: /* execveat */
+		c->pointers = BPF_CORE_READ(regs, user_regs.regs[2]);
+		c->width = 8;
+		break;
+	}
+#endif
+}
+
+#endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * Building one event and putting it into the ring buffer.
+ *
+ * An event is up to 15 KiB and its size varies, so it is put together in a slot of `slots` and then copied into the ring
+ * buffer at its true size. A slot is claimed, not per CPU: a program may be preempted by another task that executes on
+ * the same CPU. There is a fixed number of slots whatever containers do; when none is free, or the ring is full of large
+ * ones, a reduced event without argv and lineage still goes out.
+ */
+#ifndef PORTCULLIS_EVENT_H
+#define PORTCULLIS_EVENT_H
+
+#define SLOTS_PER_CPU 4
+
+struct slot {
+	/* Non-zero while a program works in it. */
+	u64 busy;
+	struct path_work path;
+	struct event event;
+	/* Ancestors, then argv; twice the argv's room, for the verifier's sake. */
+	char tail[ANCESTORS_MAX * sizeof(struct ancestor) + 2 * ARGV_LEN];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	/* The loader sets SLOTS_PER_CPU times the number of CPUs. */
+	__uint(max_entries, SLOTS_PER_CPU);
+	__type(key, u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+static __always_inline struct slot *claim_slot(void)
+{
+	u32 first = bpf_get_smp_processor_id() * SLOTS_PER_CPU;
+
+	for (u32 i = 0; i < SLOTS_PER_CPU; i++) {
+		u32 key = first + i;
+		struct slot *slot = bpf_map_lookup_elem(&slots, &key);
+
+		if (slot && __sync_val_compare_and_swap(&slot->busy, 0, 1) == 0)
+			return slot;
+	}
+	return NULL;
+}
+
+static __always_inline void release_slot(struct slot *slot)
+{
+	__sync_lock_test_and_set(&slot->busy, 0);
+}
+
+/* All that needs no slot. */
+static __always_inline void fill_facts(struct event *event, const struct execution *exec, const struct membership *m,
+				       const struct match *match, enum verdict verdict)
+{
+	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+	struct file *file = exec->bprm->file;
+	u64 pid_tgid = bpf_get_current_pid_tgid();
+	u64 uid_gid = bpf_get_current_uid_gid();
+	struct tty_struct *tty = BPF_CORE_READ(leader, signal, tty);
+
+	event->abi_version = PORTCULLIS_ABI_VERSION;
+	event->verdict = verdict;
+	event->time_ns = bpf_ktime_get_boot_ns();
+	event->start_time_ns = leader->start_boottime;
+	event->cgroup_id = m->cgroup_id;
+	event->leaf_cgroup_id = bpf_get_current_cgroup_id();
+	event->inode = BPF_CORE_READ(file, f_inode, i_ino);
+	event->file_size = BPF_CORE_READ(file, f_inode, i_size);
+	event->policy = m->container.policy;
+	event->tool = match->tool;
+	event->identified_by = match->by;
+	event->hook = exec->hook;
+	event->flags = 0;
+	event->pid = pid_tgid >> 32;
+	event->tid = (u32)pid_tgid;
+	event->ns_pid = ns_pid(leader);
+	event->uid = (u32)uid_gid;
+	event->gid = uid_gid >> 32;
+	event->argc = exec->argc;
+	event->argv_len = 0;
+	event->ancestors = 0;
+	event->reserved = 0;
+	__builtin_memcpy(event->invoked, match->invoked, NAME_LEN);
+	__builtin_memset(event->tty, 0, TTY_LEN);
+	if (tty)
+		bpf_probe_read_kernel_str(event->tty, TTY_LEN, tty->name);
+	event->exe[0] = 0;
+	event->cwd[0] = 0;
+	if (bpf_probe_read_kernel_str(event->filename, PATH_LEN, exec->bprm->filename) == PATH_LEN)
+		event->flags |= FILENAME_TRUNCATED;
+}
+
+static __always_inline void fill_paths(struct slot *slot, const struct execution *exec)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct file *file = exec->bprm->file;
+
+	if (read_path(slot->event.exe, PATH_LEN, &slot->path, BPF_CORE_READ(file, f_path.mnt),
+		      BPF_CORE_READ(file, f_path.dentry)))
+		slot->event.flags |= EXE_TRUNCATED;
+	if (read_path(slot->event.cwd, PATH_LEN, &slot->path, BPF_CORE_READ(task, fs, pwd.mnt),
+		      BPF_CORE_READ(task, fs, pwd.dentry)))
+		slot->event.flags |= CWD_TRUNCATED;
+}
+
+/*
+ * Every image that led here, nearest first: the one that called execve(2) if it was itself executed in this container,
+ * then the parents'. A process that only forked has no image of its own. What the loop counts and finds out is kept in
+ * the event, not in variables: the verifier takes memory for unknown and so does not follow each count's path apart.
+ */
+static __always_inline void fill_lineage(struct slot *slot, const struct membership *m)
+{
+	struct task_struct *task = bpf_get_current_task_btf()->group_leader;
+	struct event *event = &slot->event;
+
+	event->flags |= LINEAGE_TRUNCATED;
+	for (int i = 0; i < 2 * ANCESTORS_MAX; i++) {
+		struct process *process = bpf_task_storage_get(&processes, task, NULL, 0);
+		struct task_struct *parent;
+
+		if (process) {
+			u32 n = event->ancestors;
+
+			if (n >= ANCESTORS_MAX)
+				return;
+			bpf_probe_read_kernel(slot->tail + n * sizeof(struct ancestor), sizeof(struct ancestor),
+					      &process->image);
+			event->ancestors = n + 1;
+			if (n == 0 && process->exec_session)
+				event->flags |= EXEC_SESSION;
+		}
+		parent = task->real_parent->group_leader;
+		if (!is_member(parent, m)) {
+			event->flags &= ~LINEAGE_TRUNCATED;
+			if (event->ancestors == 0 && (u32)task->tgid != m->container.init_pid)
+				event->flags |= EXEC_SESSION;
+			return;
+		}
+		task = parent;
+	}
+}
+
+static __always_inline void fill_argv(struct slot *slot, const struct execution *exec, u32 offset)
+{
+	struct argv_cursor cursor = {
+		.strings = exec->argv,
+		.to = slot->tail + offset,
+	};
+	u32 args = exec->argc;
+
+	if (!exec->argv) {
+		slot->event.flags |= ARGV_UNCONFIRMED;
+		registers_argv(&cursor);
+		args = cursor.width ? ARGS_MAX : 0;
+		if (!cursor.width)
+			cursor.truncated = true;
+	}
+	bpf_loop(args < ARGS_MAX ? args : ARGS_MAX, event_argv_step, &cursor, 0);
+	if (cursor.truncated || exec->argc > ARGS_MAX)
+		slot->event.flags |= ARGV_TRUNCATED;
+	slot->event.argv_len = cursor.len;
+}
+
+static __always_inline void lost(struct container_stats *stats)
+{
+	COUNT(events_lost);
+	if (stats)
+		__sync_fetch_and_add(&stats->lost, 1);
+}
+
+/* The last resort: facts only, straight into the ring buffer. */
+static __always_inline void emit_reduced(const struct execution *exec, const struct membership *m,
+					 const struct match *match, enum verdict verdict,
+					 struct container_stats *stats)
+{
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+
+	if (!event) {
+		lost(stats);
+		return;
+	}
+	fill_facts(event, exec, m, match, verdict);
+	event->flags |= EVENT_REDUCED | ARGV_TRUNCATED | LINEAGE_TRUNCATED;
+	bpf_ringbuf_submit(event, 0);
+	COUNT(events_reduced);
+}
+
+static __always_inline void emit(const struct execution *exec, const struct membership *m, const struct match *match,
+				 enum verdict verdict)
+{
+	struct container_stats *stats = bpf_map_lookup_elem(&container_stats, &m->cgroup_id);
+	struct slot *slot = claim_slot();
+	bool sent = false;
+
+	if (stats) {
+		__sync_fetch_and_add(&stats->matched, 1);
+		if (verdict == VERDICT_BLOCKED)
+			__sync_fetch_and_add(&stats->blocked, 1);
+		if (verdict == VERDICT_KILLED)
+			__sync_fetch_and_add(&stats->killed, 1);
+	}
+	if (slot) {
+		u32 ancestors, offset, size;
+
+		fill_facts(&slot->event, exec, m, match, verdict);
+		fill_paths(slot, exec);
+		fill_lineage(slot, m);
+		ancestors = slot->event.ancestors;
+		if (ancestors > ANCESTORS_MAX)
+			ancestors = ANCESTORS_MAX;
+		offset = ancestors * sizeof(struct ancestor);
+		fill_argv(slot, exec, offset);
+		size = slot->event.argv_len;
+		if (size > ARGV_LEN)
+			size = ARGV_LEN;
+		size += sizeof(struct event) + offset;
+		sent = bpf_ringbuf_output(&events, &slot->event, size, 0) == 0;
+		release_slot(slot);
+	}
+	if (!sent)
+		emit_reduced(exec, m, match, verdict, stats);
+}
+
+#endif

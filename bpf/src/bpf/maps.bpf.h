@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* Every map of Portcullis, and counting what goes wrong. */
+#ifndef PORTCULLIS_MAPS_H
+#define PORTCULLIS_MAPS_H
+
+/* The containers under guard. Written by the shim, one entry a container. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, struct container);
+} containers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, struct container_stats);
+} container_stats SEC(".maps");
+
+/* Name to tool. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct name_key);
+	__type(value, u32);
+} names SEC(".maps");
+
+/* Policy and tool to action. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct rule_key);
+	__type(value, enum action);
+} rules SEC(".maps");
+
+/* Events to the agent. It is pinned, and so is the reader's position: what happens without an agent waits here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 * 1024 * 1024);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+/* Which build's programs are pinned, by enum backend. The programs don't use it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 3);
+	__type(key, u32);
+	__type(value, u64);
+} build_id SEC(".maps");
+
+#define COUNT(what)                                                         \
+	do {                                                                \
+		u32 zero = 0;                                               \
+		struct counters *all = bpf_map_lookup_elem(&counters, &zero); \
+                                                                            \
+		if (all)                                                    \
+			__sync_fetch_and_add(&all->what, 1);                \
+	} while (0)
+
+#endif

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * What each process in a guarded container last executed. It is kept with the task, so it costs memory only while the
+ * process lives, and it is how a later signal knows its ancestors' arguments: another process's memory can't be read
+ * from here.
+ */
+#ifndef PORTCULLIS_PROCESS_H
+#define PORTCULLIS_PROCESS_H
+
+/* Where the arguments of the exec at hand are. */
+struct execution {
+	struct linux_binprm *bprm;
+	/* True argv in the new stack; 0 while the exec is not final. */
+	u64 argv;
+	u32 argc;
+	enum hook hook;
+};
+
+struct process {
+	struct ancestor image;
+	/* Twice the room, for the verifier's sake; see struct argv_cursor. */
+	char argv_slack[ANCESTOR_ARGV_LEN];
+	struct path_work path;
+	bool exec_session;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct process);
+} processes SEC(".maps");
+
+/*
+ * Whether the process descends from one that was put into the container from outside. Decided at a process's first exec
+ * and inherited from then on: later its parent may be gone and itself adopted by the container's init.
+ */
+static __always_inline bool comes_from_outside(struct task_struct *leader, const struct membership *m)
+{
+	struct task_struct *task = leader;
+
+	for (int i = 0; i < ANCESTORS_MAX; i++) {
+		struct task_struct *parent = task->real_parent->group_leader;
+		struct process *process;
+
+		if (!is_member(parent, m))
+			return (u32)task->tgid != m->container.init_pid;
+		process = bpf_task_storage_get(&processes, parent, NULL, 0);
+		if (process)
+			return process->exec_session;
+		task = parent;
+	}
+	return false;
+}
+
+static __always_inline void record_process(const struct execution *exec, const struct membership *m)
+{
+	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+	struct process *process = bpf_task_storage_get(&processes, leader, NULL, 0);
+	struct file *file = exec->bprm->file;
+
+	if (!process) {
+		bool outside = comes_from_outside(leader, m);
+
+		process = bpf_task_storage_get(&processes, leader, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+		if (!process) {
+			COUNT(process_storage_failed);
+			return;
+		}
+		process->exec_session = outside;
+	}
+	struct argv_cursor cursor = {
+		.strings = exec->argv,
+		.to = process->image.argv,
+	};
+
+	process->image.start_time_ns = leader->start_boottime;
+	process->image.pid = leader->tgid;
+	process->image.ns_pid = ns_pid(leader);
+	process->image.uid = (u32)bpf_get_current_uid_gid();
+	process->image.flags = 0;
+	if (read_path(process->image.exe, ANCESTOR_EXE_LEN, &process->path, BPF_CORE_READ(file, f_path.mnt),
+		      BPF_CORE_READ(file, f_path.dentry)))
+		process->image.flags |= EXE_TRUNCATED;
+	bpf_loop(exec->argc < ARGS_MAX ? exec->argc : ARGS_MAX, ancestor_argv_step, &cursor, 0);
+	if (cursor.truncated || exec->argc > ARGS_MAX)
+		process->image.flags |= ARGV_TRUNCATED;
+	process->image.argv_len = cursor.len;
+	process->image.argc = exec->argc;
+}
+
+#endif

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* Small facts about a task: its container, its process id inside, its leader. */
+#ifndef PORTCULLIS_TASK_H
+#define PORTCULLIS_TASK_H
+
+/* The container that the current task is in. */
+struct membership {
+	u64 cgroup_id;
+	u32 level;
+	struct container container;
+};
+
+/*
+ * Looks the current cgroup's ancestors up, from the root down: whatever depth of child cgroups a container makes for
+ * itself, its own cgroup is found within CGROUP_DEPTH_MAX steps (the shim refuses to guard a deeper one). Where
+ * guarded containers are nested, the outermost one's policy holds: an inner one can't loosen it.
+ */
+static __always_inline bool find_container(struct membership *found)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	int depth = BPF_CORE_READ(task, cgroups, dfl_cgrp, level);
+
+	for (int level = 1; level <= CGROUP_DEPTH_MAX; level++) {
+		if (level > depth)
+			break;
+		u64 id = bpf_get_current_ancestor_cgroup_id(level);
+		struct container *container = bpf_map_lookup_elem(&containers, &id);
+
+		if (container) {
+			found->cgroup_id = id;
+			found->level = level;
+			found->container = *container;
+			return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * Whether a cgroup is this one or below it. Not static, so that the verifier looks at it once and not again for every
+ * caller's every state; such a function takes no kernel pointers, hence the integer.
+ */
+__attribute__((noinline)) int is_below(u64 address, u64 cgroup_id, u32 level)
+{
+	struct cgroup *cgroup = (void *)address;
+	u64 id = 0;
+
+	if (!cgroup || BPF_CORE_READ(cgroup, level) < (int)level)
+		return false;
+	/* The level is a run-time value, so the array's start is relocated and the index added by hand. */
+	if (bpf_core_field_exists(cgroup->ancestors)) {
+		struct cgroup *ancestor = NULL;
+		void *array = __builtin_preserve_access_index(&cgroup->ancestors);
+
+		bpf_probe_read_kernel(&ancestor, sizeof(ancestor), array + level * sizeof(ancestor));
+		id = BPF_CORE_READ(ancestor, kn, id);
+	} else {
+		struct cgroup___ids *old = (void *)cgroup;
+		void *array = __builtin_preserve_access_index(&old->ancestor_ids);
+
+		bpf_probe_read_kernel(&id, sizeof(id), array + level * sizeof(id));
+	}
+	return id == cgroup_id;
+}
+
+/* Whether another task is in this container. */
+static __always_inline bool is_member(struct task_struct *task, const struct membership *m)
+{
+	return is_below((u64)BPF_CORE_READ(task, cgroups, dfl_cgrp), m->cgroup_id, m->level);
+}
+
+/* A process's id in its own pid namespace, which is the deepest of those that it has ids in. */
+static __always_inline u32 ns_pid(struct task_struct *leader)
+{
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	u32 level = BPF_CORE_READ(pid, level);
+	void *numbers = __builtin_preserve_access_index(&pid->numbers);
+	struct upid *upid = numbers + level * bpf_core_type_size(struct upid);
+
+	return BPF_CORE_READ(upid, nr);
+}
+
+#endif

@@ -1,0 +1,59 @@
+//! `delete`: containerd's cleanup, run in the bundle when a shim has died, and by some versions after every normal end.
+//!
+//! It must find out by itself what is left: perhaps nothing, perhaps an inner shim whose outer one was killed,
+//! perhaps a guard of a container that died with both.
+
+use std::{env, ffi::OsString, path::PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    args::Flags,
+    guard::Warden,
+    inner::{self, Inner},
+    rundir::RunDir,
+    socket,
+    state::Shims,
+};
+
+/// Runs the command and gives the answer to print. Every step is tried, whatever became of the others.
+pub fn delete(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
+    let bundle = if flags.bundle.is_empty() {
+        env::current_dir().context("finding the bundle")?
+    } else {
+        PathBuf::from(&flags.bundle)
+    };
+    let run_dir = RunDir::from_env();
+    let shims = Shims::load(&bundle).unwrap_or_default();
+
+    let buried = shims.as_ref().map_or(Ok(()), bury);
+    let program = match &shims {
+        Some(shims) => Ok(Inner { program: shims.inner_program.clone() }),
+        None => Inner::find(&run_dir.policy_set().map_or_else(|_| inner::DEFAULT.into(), |set| set.inner_shim)),
+    };
+    let answer = program.and_then(|inner| inner.run(arguments, &bundle, &[]));
+    let warden = Warden::new(run_dir, &flags.namespace, &flags.address);
+    let released = warden.release_leftovers(&flags.id, &bundle);
+
+    for error in [buried, released].into_iter().filter_map(Result::err) {
+        // containerd logs what comes here; the answer counts all the same.
+        eprintln!("portcullis: deleting container {}: {error:#}", flags.id);
+    }
+    answer
+}
+
+/// Ends an inner shim that lost its outer one, and removes the sockets of both. As long as the outer one listens it has
+/// other containers, or is about to end by itself.
+fn bury(shims: &Shims) -> Result<()> {
+    match socket::probe(&shims.socket).context("finding out whether the shim lives")? {
+        socket::State::Live => return Ok(()),
+        socket::State::Stale => shims.inner.kill().context("ending the inner shim")?,
+        // The outer one removed it when the inner one had gone.
+        socket::State::Absent => {}
+    }
+    if let Ok(path) = socket::path_of(&shims.inner_address) {
+        socket::remove_stale(path)?;
+    }
+    // Last, for it is what tells the next `delete` of the same pod that there is something to do.
+    socket::remove_stale(&shims.socket)
+}

@@ -1,0 +1,42 @@
+//! The commands that containerd runs. Each prints its answer on standard output and ends.
+
+mod delete;
+mod start;
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, IsTerminal, Read},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+
+pub use self::{delete::delete, start::start};
+use crate::{
+    bootstrap::Input,
+    inner::{self, Inner},
+    rundir::RunDir,
+};
+
+/// More than containerd ever sends.
+const INPUT_LIMIT: u64 = 10 << 20;
+
+/// What containerd pipes in; nothing when run by hand.
+fn input() -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        stdin.lock().take(INPUT_LIMIT).read_to_end(&mut bytes).context("reading standard input")?;
+    }
+    Ok(bytes)
+}
+
+/// `-info`: what the runtime can do is what the inner shim's runtime can do. Asked when containerd starts, perhaps
+/// before the agent has published anything.
+pub fn info(arguments: &[OsString]) -> Result<Vec<u8>> {
+    let name = RunDir::from_env().policy_set().map_or_else(|_| inner::DEFAULT.into(), |set| set.inner_shim);
+    let input = Input::parse(&input()?, "", "")?;
+    let directory = env::current_dir().unwrap_or_else(|_| Path::new("/").to_owned());
+    Inner::find(&name)?.run(arguments, &directory, &input.for_inner)
+}

@@ -1,0 +1,133 @@
+//! `start`: makes sure that a pair of shims serves the container's group, and says where.
+//!
+//! containerd runs it in the container's bundle.
+
+use std::{
+    env,
+    ffi::OsString,
+    os::unix::{net::UnixListener, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::runtime;
+use ttrpc::asynchronous::Client;
+
+use crate::{
+    args::Flags,
+    bootstrap::{Answer, Input},
+    inner::{self, Inner},
+    process::Process,
+    proxy,
+    rundir::RunDir,
+    socket, spec,
+    state::{self, Shims},
+    task,
+};
+
+/// The file in which containerd finds a shim's address again after a restart.
+const ADDRESS: &str = "address";
+
+/// Runs the command and gives the answer to print.
+pub fn start(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
+    start_in(flags, arguments).with_context(|| format!("container {} refused", flags.id))
+}
+
+fn start_in(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
+    if flags.id.is_empty() || flags.namespace.is_empty() {
+        bail!("-id and -namespace are required: containerd gives them");
+    }
+    let bundle = env::current_dir().context("finding the bundle")?;
+    let input = Input::parse(&super::input()?, &flags.id, &flags.namespace)?;
+    let address = input.containerd_address.as_deref().filter(|_| flags.address.is_empty()).unwrap_or(&flags.address);
+    // Refused here, before anything exists that would have to be undone.
+    let set = RunDir::from_env().policy_set()?;
+    let annotations = spec::annotations(&bundle)?;
+    let socket = socket::path(
+        input.socket_directory.as_deref().map(Path::new),
+        address,
+        &flags.namespace,
+        spec::group(&annotations, &flags.id),
+    );
+    inner::prepare(&bundle)?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().context("starting the event loop")?;
+    let shims = match socket::bind(&socket)? {
+        // One pair of shims serves all containers of a pod.
+        None => {
+            let shims = runtime.block_on(proxy::describe(&socket))?;
+            shims.save(&bundle)?;
+            shims
+        }
+        Some(listener) => {
+            let request =
+                New { flags, containerd_address: address, arguments, input: &input.for_inner, bundle: &bundle };
+            let started = request.start(&set.inner_shim, socket.clone(), listener, &runtime);
+            if started.is_err() {
+                let _ = std::fs::remove_file(&socket);
+            }
+            started?
+        }
+    };
+    state::replace(&bundle.join(ADDRESS), socket::address(&shims.socket).as_bytes())?;
+    Ok(shims.answer)
+}
+
+/// A pair of shims to be started.
+struct New<'a> {
+    flags: &'a Flags,
+    containerd_address: &'a str,
+    arguments: &'a [OsString],
+    input: &'a [u8],
+    bundle: &'a Path,
+}
+
+impl New<'_> {
+    fn start(
+        &self,
+        inner_shim: &Path,
+        socket: PathBuf,
+        listener: UnixListener,
+        runtime: &runtime::Runtime,
+    ) -> Result<Shims> {
+        let program = Inner::find(inner_shim)?;
+        let answer = program.run(self.arguments, &inner::directory(self.bundle), self.input)?;
+        let answer = Answer::parse(&answer).with_context(|| format!("{} start", program.program.display()))?;
+        let pid = runtime.block_on(async {
+            let client = Client::connect(&answer.address).await.context("connecting to the inner shim")?;
+            task::shim_pid(&client, answer.version, &self.flags.id).await
+        })?;
+        let inner = Process::of(pid).context("finding the inner shim")?;
+        let shims = Shims {
+            answer: answer.with_address(&socket::address(&socket))?,
+            socket,
+            inner_program: program.program,
+            inner,
+            inner_address: answer.address,
+        };
+        let daemon = shims.save(self.bundle).and_then(|()| self.daemon(listener));
+        if daemon.is_err() {
+            // It serves nobody yet, and nobody else knows of it.
+            let _ = inner.kill();
+        }
+        daemon.map(|()| shims)
+    }
+
+    /// Starts the resident part. It needs nothing of us but the socket, and that is its standard input.
+    fn daemon(&self, listener: UnixListener) -> Result<()> {
+        let program = env::current_exe().context("finding this program")?;
+        let mut command = Command::new(program);
+        command.args(["-namespace", &self.flags.namespace, "-id", &self.flags.id, "-address", self.containerd_address]);
+        if self.flags.debug {
+            command.arg("-debug");
+        }
+        command
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("starting the shim's resident part")?;
+        Ok(())
+    }
+}

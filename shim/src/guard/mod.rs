@@ -1,0 +1,202 @@
+//! Deciding about a container that the inner shim has created and that has not run an instruction yet, and putting
+//! the decision into effect.
+
+mod records;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result};
+use portcullis_bpf::{
+    Backend, abi,
+    cgroup::Cgroup,
+    guard::{Guard, GuardError},
+    pins::Pins,
+};
+use portcullis_policy::{
+    policyset::{self, Choice, OnAttachFailure, PolicySet},
+    record::{self, ContainerRecord},
+};
+
+use self::records::Records;
+use crate::{
+    log::{self, Level},
+    rundir::RunDir,
+    spec::{self, Annotations},
+    state::Attached,
+};
+
+/// A container that was just created.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// containerd's id of it.
+    pub id: &'a str,
+    /// Its bundle.
+    pub bundle: &'a Path,
+    /// Its first process.
+    pub pid: u32,
+}
+
+/// A container that may run.
+#[derive(Debug)]
+pub struct Admission {
+    bundle: PathBuf,
+    cgroup_id: u64,
+    /// `None` when it runs unguarded.
+    attached: Option<Attached>,
+}
+
+impl Admission {
+    /// The container's bundle.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+}
+
+/// Guards the containers of one containerd namespace.
+#[derive(Debug)]
+pub struct Warden {
+    run_dir: RunDir,
+    namespace: String,
+    containerd_address: String,
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Warden {
+    /// For the containers in `namespace` of the containerd at `containerd_address`.
+    pub fn new(run_dir: RunDir, namespace: &str, containerd_address: &str) -> Self {
+        Self { run_dir, namespace: namespace.to_owned(), containerd_address: containerd_address.to_owned() }
+    }
+
+    fn records(&self) -> Records {
+        Records::new(self.run_dir.records())
+    }
+
+    /// Puts a container under guard. An error means that it must not run.
+    pub fn admit(&self, subject: &Subject<'_>) -> Result<Admission> {
+        // Without these three nobody has said that it may run unguarded.
+        let set = self.run_dir.policy_set()?;
+        let annotations = spec::annotations(subject.bundle)?;
+        let choice = set.choose(&annotations)?;
+
+        let cgroup = Cgroup::of_container(subject.pid).context("finding the container's cgroup");
+        let (cgroup_id, cgroup_path) =
+            cgroup.as_ref().map_or_else(|_| (0, PathBuf::new()), |cgroup| (cgroup.id, cgroup.path.clone()));
+        let mut record = self.record(subject, &choice, annotations);
+        (record.cgroup_id, record.cgroup_path) = (cgroup_id, cgroup_path);
+        record.backend = Some(set.backend);
+
+        let guarded = cgroup.and_then(|cgroup| {
+            let attached = attach(subject, &cgroup, &set, &choice)?;
+            if let Err(error) = self.records().write(&record) {
+                // The error to report is the one that was first.
+                let _ = release(&attached);
+                return Err(error);
+            }
+            Ok(attached)
+        });
+        let bundle = subject.bundle.to_owned();
+        match (guarded, choice.policy.on_attach_failure) {
+            (Ok(attached), _) => Ok(Admission { bundle, cgroup_id, attached: Some(attached) }),
+            (Err(error), OnAttachFailure::Deny) => {
+                Err(error.context(format!("policy {} denies unguarded containers", choice.policy.name)))
+            }
+            (Err(error), OnAttachFailure::Allow) => {
+                let reason = format!("{error:#}");
+                log::write(&bundle, Level::Warning, subject.id, &format!("the container runs unguarded: {reason}"));
+                record.backend = None;
+                record.guard = record::Guard::Unguarded { reason };
+                if let Some(GuardError::AlreadyGuarded { .. }) = error.downcast_ref() {
+                    // Not this container's own cgroup: the record of that name is another's.
+                    (record.cgroup_id, record.cgroup_path) = (0, PathBuf::new());
+                }
+                if let Err(error) = self.records().write(&record) {
+                    log::write(&bundle, Level::Error, subject.id, &format!("{error:#}"));
+                }
+                Ok(Admission { bundle, cgroup_id: record.cgroup_id, attached: None })
+            }
+        }
+    }
+
+    fn record(&self, subject: &Subject<'_>, choice: &Choice<'_>, annotations: Annotations) -> ContainerRecord {
+        ContainerRecord {
+            format: record::FORMAT,
+            cgroup_id: 0,
+            cgroup_path: PathBuf::new(),
+            container_id: subject.id.to_owned(),
+            containerd_namespace: self.namespace.clone(),
+            containerd_address: self.containerd_address.clone(),
+            pid: subject.pid,
+            bundle: subject.bundle.to_owned(),
+            policy_id: choice.policy.id,
+            policy: choice.policy.name.clone(),
+            mode: choice.mode,
+            mode_reason: choice.reason.clone(),
+            backend: None,
+            guard: record::Guard::Guarded,
+            annotations: annotations
+                .into_iter()
+                .filter(|(key, _)| key.starts_with("io.kubernetes.cri.") || key.starts_with("portcullis.dev/"))
+                .collect(),
+            created_ns: now_ns(),
+            ended_ns: None,
+        }
+    }
+
+    /// Takes the guard of a container away that has ended, and says so in its record.
+    pub fn release(&self, id: &str, admission: &Admission) -> Result<()> {
+        let released = admission.attached.as_ref().map_or(Ok(()), release);
+        Attached::forget(&admission.bundle);
+        let name = record::file_name(admission.cgroup_id, &self.namespace, id);
+        let ended = self.records().end(&name, now_ns());
+        released.and(ended)
+    }
+
+    /// The same for a container of which nothing is known but its id and, perhaps, its bundle.
+    pub fn release_leftovers(&self, id: &str, bundle: &Path) -> Result<()> {
+        let remembered = Attached::load(bundle).unwrap_or_default();
+        let mut result = remembered.as_ref().map_or(Ok(()), release);
+        let pins = self.run_dir.policy_set().map(|set| set.pins);
+        for record in self.records().find(&self.namespace, id)? {
+            if remembered.as_ref().is_none_or(|attached| attached.cgroup_id != record.cgroup_id)
+                && record.guard == record::Guard::Guarded
+                && let Ok(pins) = &pins
+            {
+                result = result.and(release(&Attached { cgroup_id: record.cgroup_id, pins: pins.clone() }));
+            }
+            let name = record::file_name(record.cgroup_id, &self.namespace, id);
+            result = result.and(self.records().end(&name, now_ns()));
+        }
+        result
+    }
+}
+
+fn attach(subject: &Subject<'_>, cgroup: &Cgroup, set: &PolicySet, choice: &Choice<'_>) -> Result<Attached> {
+    let backend = match set.backend {
+        policyset::Backend::Lsm => Backend::Lsm,
+        policyset::Backend::Tracepoint => Backend::Tracepoint,
+    };
+    let mode = match choice.mode {
+        policyset::Mode::Detect => abi::Mode::Detect,
+        policyset::Mode::Enforce => abi::Mode::Enforce,
+    };
+    let mut guard = Guard::open(Pins::at(&set.pins))?;
+    let attached = Attached { cgroup_id: cgroup.id, pins: set.pins.clone() };
+    attached.save(subject.bundle)?;
+    guard.attach(cgroup, choice.policy.id, mode, subject.pid, backend).inspect_err(|_| {
+        // It may be another container's cgroup, whose guard must not be taken away when this one is cleaned up.
+        Attached::forget(subject.bundle);
+    })?;
+    Ok(attached)
+}
+
+fn release(attached: &Attached) -> Result<()> {
+    let released = Guard::open(Pins::at(&attached.pins)).and_then(|mut guard| guard.release(attached.cgroup_id));
+    released.with_context(|| format!("taking the guard away from cgroup {}", attached.cgroup_id))
+}

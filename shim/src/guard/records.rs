@@ -1,0 +1,182 @@
+//! The directory of container records.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result};
+use portcullis_policy::record::{self, ContainerRecord};
+
+use crate::state;
+
+/// With more records than this nobody collects them: then those of ended containers are not kept.
+const KEPT: usize = 4096;
+
+/// The records.
+#[derive(Debug)]
+pub struct Records {
+    directory: PathBuf,
+}
+
+impl Records {
+    /// The records in this directory, which need not exist.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Writes a record, replacing one of the same name.
+    pub fn write(&self, record: &ContainerRecord) -> Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)
+            .with_context(|| format!("creating {}", self.directory.display()))?;
+        let name = record::file_name(record.cgroup_id, &record.containerd_namespace, &record.container_id);
+        let bytes = serde_json::to_vec(record).context("encoding the container's record")?;
+        state::replace(&self.directory.join(name), &bytes)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<ContainerRecord>> {
+        let path = self.directory.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is not valid", path.display()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let doing = || format!("reading {}", self.directory.display());
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.with_context(doing)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.with_context(doing)?.file_name();
+            if let Ok(name) = name.into_string()
+                && !name.starts_with('.')
+            {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The records of a container that have not ended.
+    pub fn find(&self, namespace: &str, id: &str) -> Result<Vec<ContainerRecord>> {
+        let mut found = Vec::new();
+        for name in self.names()? {
+            // The agent may remove a record at any time, and a broken one is no reason to leave others as they are.
+            if let Ok(Some(record)) = self.read(&name)
+                && record.container_id == id
+                && record.containerd_namespace == namespace
+                && record.ended_ns.is_none()
+            {
+                found.push(record);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Marks a record as ended; removes it where records pile up.
+    pub fn end(&self, name: &str, ended_ns: u64) -> Result<()> {
+        let Some(mut record) = self.read(name)? else { return Ok(()) };
+        if self.names()?.len() > KEPT {
+            let path = self.directory.join(name);
+            return match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(error).with_context(|| format!("removing {}", path.display()))
+                }
+                _ => Ok(()),
+            };
+        }
+        if record.ended_ns.is_none() {
+            record.ended_ns = Some(ended_ns);
+            self.write(&record)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use portcullis_policy::{policyset::Mode, record::Guard};
+
+    use super::*;
+
+    fn record(cgroup_id: u64, namespace: &str, id: &str) -> ContainerRecord {
+        ContainerRecord {
+            format: record::FORMAT,
+            cgroup_id,
+            cgroup_path: PathBuf::new(),
+            container_id: id.into(),
+            containerd_namespace: namespace.into(),
+            containerd_address: String::new(),
+            pid: 1,
+            bundle: PathBuf::new(),
+            policy_id: 1,
+            policy: "default".into(),
+            mode: Mode::Detect,
+            mode_reason: "policy".into(),
+            backend: None,
+            guard: Guard::Guarded,
+            annotations: BTreeMap::new(),
+            created_ns: 1,
+            ended_ns: None,
+        }
+    }
+
+    fn records() -> (tempfile::TempDir, Records) {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::new(directory.path().join("containers"));
+        (directory, records)
+    }
+
+    #[test]
+    fn finds_by_namespace_and_id_what_has_not_ended() {
+        let (_directory, records) = records();
+        assert!(records.find("default", "c1").unwrap().is_empty());
+        for record in [record(1, "default", "c1"), record(2, "default", "c2"), record(3, "k8s.io", "c1")] {
+            records.write(&record).unwrap();
+        }
+        records.write(&record(0, "default", "c1")).unwrap();
+        fs::write(records.directory.join("9"), "broken").unwrap();
+        fs::write(records.directory.join(".5.77"), "half").unwrap();
+        let mut found: Vec<u64> = records.find("default", "c1").unwrap().iter().map(|r| r.cgroup_id).collect();
+        found.sort_unstable();
+        assert_eq!(found, [0, 1]);
+        records.end("1", 5).unwrap();
+        records.end("x-default-c1", 5).unwrap();
+        assert!(records.find("default", "c1").unwrap().is_empty());
+        assert_eq!(records.read("1").unwrap().unwrap().ended_ns, Some(5));
+    }
+
+    #[test]
+    fn the_first_end_counts_and_a_collected_record_is_no_error() {
+        let (_directory, records) = records();
+        records.write(&record(1, "default", "c1")).unwrap();
+        records.end("1", 5).unwrap();
+        records.end("1", 6).unwrap();
+        assert_eq!(records.read("1").unwrap().unwrap().ended_ns, Some(5));
+        records.end("2", 5).unwrap();
+    }
+
+    #[test]
+    fn records_that_nobody_collects_are_bounded() {
+        let (_directory, records) = records();
+        records.write(&record(1, "default", "c1")).unwrap();
+        for n in 0..KEPT {
+            fs::write(records.directory.join(format!("x-{n}")), "").unwrap();
+        }
+        records.end("1", 5).unwrap();
+        assert_eq!(records.read("1").unwrap(), None);
+    }
+}

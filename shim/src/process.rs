@@ -1,0 +1,94 @@
+//! A process named so that a recycled pid is never mistaken for it.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+use serde::{Deserialize, Serialize};
+
+/// How long a killed process may take to be gone; it may have much memory to give back.
+const DEATH: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// A pid and its start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// The pid.
+    pub pid: u32,
+    /// Field 22 of `/proc/<pid>/stat`: clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// The start time in the text of `/proc/<pid>/stat`. The second field is the command, which may hold anything,
+/// parentheses and spaces included: the last `)` ends it.
+fn start_time(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+impl Process {
+    /// The process that has this pid now.
+    pub fn of(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/stat");
+        let stat = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let start_time = start_time(&stat).with_context(|| format!("{path} has no start time"))?;
+        Ok(Self { pid, start_time })
+    }
+
+    /// Ends the process by SIGKILL and waits until it is gone. One that is gone already is no error.
+    pub fn kill(self) -> Result<()> {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
+            bail!("{} is not a pid", self.pid);
+        };
+        // First the handle, then the look at who it is: the other way round, the pid could change hands between.
+        let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(()),
+            other => other.with_context(|| format!("opening process {}", self.pid))?,
+        };
+        if Self::of(self.pid).ok() != Some(self) {
+            return Ok(());
+        }
+        match pidfd_send_signal(&handle, Signal::KILL) {
+            Err(Errno::SRCH) => return Ok(()),
+            other => other.with_context(|| format!("killing process {}", self.pid))?,
+        }
+        let gone = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&DEATH))
+            .with_context(|| format!("waiting for the end of process {}", self.pid))?;
+        if gone == 0 {
+            bail!("process {} outlived SIGKILL by {} s", self.pid, DEATH.tv_sec);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, id};
+
+    use super::*;
+
+    #[test]
+    fn start_time_survives_hostile_command_names() {
+        let fields: Vec<String> = (3..30).map(|n| n.to_string()).collect();
+        assert_eq!(start_time(&format!("7 (a) 1 (b c)) {}\n", fields.join(" "))), Some(22));
+        assert_eq!(start_time("7 (a"), None);
+        assert_eq!(start_time("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn another_process_with_the_same_pid_is_left_alone() {
+        let myself = Process::of(id()).unwrap();
+        Process { start_time: myself.start_time + 1, ..myself }.kill().unwrap();
+    }
+
+    #[test]
+    fn kills_and_waits() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        Process::of(child.id()).unwrap().kill().unwrap();
+        assert!(!child.wait().unwrap().success());
+    }
+}
