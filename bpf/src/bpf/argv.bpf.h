@@ -35,15 +35,10 @@ static __always_inline void append(struct argv_cursor *c, u64 string, const u32 
 	}
 	len &= capacity - 1;
 	n = bpf_probe_read_user_str(c->to + len, (capacity - len) & (2 * capacity - 1), (void *)string);
-	if (n < 0) {
+	if (n <= 0) {
 		COUNT(argv_read_failed);
 		c->truncated = true;
 		return;
-	}
-	if (n == 0) {
-		/* Kernels before 6.18 or so answer 0 for an empty string, and 1 more than its length for any other. */
-		c->to[len] = 0;
-		n = 1;
 	}
 	/* A string that fills the room exactly may have been longer. */
 	if ((u32)n == capacity - len)
