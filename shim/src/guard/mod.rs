@@ -10,8 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use portcullis_bpf::{
-    Backend,
-    abi::{self, Container},
+    Backend, abi,
     cgroup::Cgroup,
     guard::{Guard, GuardError},
     pins::Pins,
@@ -190,7 +189,7 @@ fn attach(subject: &Subject<'_>, cgroup: &Cgroup, set: &PolicySet, choice: &Choi
     let mut guard = Guard::open(Pins::at(&set.pins))?;
     let attached = Attached { cgroup_id: cgroup.id, pins: set.pins.clone() };
     attached.save(subject.bundle)?;
-    guard.attach(cgroup, Container { policy: choice.policy.id, mode: mode as u32 }, backend).inspect_err(|_| {
+    guard.attach(cgroup, choice.policy.id, mode, subject.pid, backend).inspect_err(|_| {
         // It may be another container's cgroup, whose guard must not be taken away when this one is cleaned up.
         Attached::forget(subject.bundle);
     })?;
