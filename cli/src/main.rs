@@ -1,2 +1,55 @@
-//! Not written yet.
-fn main() {}
+//! The operator's tool: what this node can do, what was found on it, what is guarded.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`args`] | the command line as a whole; each verb defines its own part |
+//! | [`check`] | `check`: the node looked at from here, with or without the agent |
+//! | [`signals`] | `signals list`, `get`, `watch` |
+//! | [`containers`] | `containers list` |
+//! | [`completions`], [`man`] | what is generated from the command line's definition |
+//! | [`client`] | the connection to the agent, and its errors |
+//! | [`view`] | the agent's answers in the shape that `-o json` shows |
+//! | [`output`], [`table`], [`escape`], [`time`] | showing them; nothing hostile reaches a terminal |
+//! | [`exit`] | exit codes, and where errors are shown |
+#![forbid(unsafe_code)]
+
+mod args;
+mod check;
+mod client;
+mod completions;
+mod containers;
+mod escape;
+mod exit;
+mod man;
+mod output;
+mod signals;
+mod table;
+mod time;
+mod view;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    run(Args::parse()).unwrap_or_else(|error| exit::of(&error))
+}
+
+fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let Args { global, command } = args;
+    match command {
+        Command::Completions(verb) => verb.run()?,
+        Command::Man(verb) => verb.run()?,
+        Command::Check(verb) => return runtime()?.block_on(verb.run(&global)),
+        Command::Signals(verb) => runtime()?.block_on(verb.run(&global))?,
+        Command::Containers(verb) => runtime()?.block_on(verb.run(&global))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")
+}

@@ -1,0 +1,144 @@
+//! The gRPC API on the unix socket.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`signals`], [`containers`], [`node`] | one service each |
+//! | [`watch`] | the stream of signals |
+//! | [`page`] | page tokens |
+//! | [`status`] | every error's gRPC code |
+//! | [`socket`] | the socket's place, mode and group |
+
+mod containers;
+mod node;
+mod page;
+mod signals;
+pub mod socket;
+mod status;
+mod watch;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use portcullis_bpf::abi::ContainerStats;
+use portcullis_proto::v1::{
+    self, container_service_server::ContainerServiceServer, node_service_server::NodeServiceServer,
+    signal_service_server::SignalServiceServer,
+};
+use tokio::{net::UnixListener, sync};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use self::{containers::ContainerApi, node::NodeApi, signals::SignalApi};
+use crate::{containers::Containers, counters::Counters, store::Store};
+
+/// Bytes of a request; the largest is a filter.
+const MAX_REQUEST: usize = 64 * 1024;
+/// Calls at a time on one connection.
+const MAX_STREAMS: u32 = 64;
+
+/// What the kernel counts.
+pub trait KernelCounters: Send + Sync + 'static {
+    /// For one container.
+    fn container(&self, cgroup_id: u64) -> Option<ContainerStats>;
+    /// For the node.
+    fn node(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// What does not change while the agent runs.
+#[derive(Debug, Clone)]
+pub struct NodeFacts {
+    /// In use.
+    pub backend: v1::Backend,
+    /// Why.
+    pub backend_reason: String,
+    /// Release.
+    pub kernel: String,
+    /// When the agent started, nanoseconds since 1970.
+    pub started_ns: u64,
+    /// What was looked at.
+    pub checks: Vec<v1::Check>,
+}
+
+/// The policy in force, and why it is perhaps not the newest.
+#[derive(Debug, Clone, Default)]
+pub struct PolicyState(Arc<Mutex<(Vec<v1::Policy>, String)>>);
+
+impl PolicyState {
+    /// A policy is in force.
+    pub fn set(&self, policy: v1::Policy) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (vec![policy], String::new());
+    }
+
+    /// The newest policy could not be used.
+    pub fn set_error(&self, error: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = error;
+    }
+
+    /// Policies and error.
+    pub fn get(&self) -> (Vec<v1::Policy>, String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What the services answer from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Signals.
+    pub store: Store,
+    /// Containers.
+    pub containers: Containers,
+    /// Kernel counters.
+    pub kernel: Arc<dyn KernelCounters>,
+    /// The agent's own counters.
+    pub counters: Arc<Counters>,
+    /// The node.
+    pub facts: Arc<NodeFacts>,
+    /// The policy.
+    pub policy: PolicyState,
+}
+
+/// Why the API could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The descriptors are not valid.
+    #[error("building the reflection service")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The server failed.
+    #[error("serving the API")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Serves until `shutdown` becomes true, and then until the calls under way are answered.
+pub async fn serve(
+    listener: UnixListener,
+    sources: Sources,
+    shutdown: sync::watch::Receiver<bool>,
+) -> Result<(), ApiError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<SignalServiceServer<SignalApi>>().await;
+    reporter.set_serving::<ContainerServiceServer<ContainerApi>>().await;
+    reporter.set_serving::<NodeServiceServer<NodeApi>>().await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(portcullis_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let signals = SignalApi::new(sources.store.clone(), shutdown.clone());
+    let mut stopped = shutdown.clone();
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(SignalServiceServer::new(signals).max_decoding_message_size(MAX_REQUEST))
+        .add_service(ContainerServiceServer::new(ContainerApi(sources.clone())).max_decoding_message_size(MAX_REQUEST))
+        .add_service(NodeServiceServer::new(NodeApi(sources)).max_decoding_message_size(MAX_REQUEST))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            // An error means that the other end is gone, which is the end as well.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        })
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

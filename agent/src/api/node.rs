@@ -1,0 +1,45 @@
+//! `NodeService`.
+
+use portcullis_bpf::abi::ABI_VERSION;
+use portcullis_policy::record::Guard;
+use portcullis_proto::v1::{GetStatusRequest, GetStatusResponse, node_service_server::NodeService};
+use tonic::{Request, Response, Status};
+
+use super::Sources;
+use crate::clock::timestamp;
+
+/// The service.
+pub struct NodeApi(pub Sources);
+
+#[tonic::async_trait]
+impl NodeService for NodeApi {
+    async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        let Sources { store, containers, kernel, counters, facts, policy } = &self.0;
+        let (mut guarded, mut unguarded) = (0, 0);
+        for container in containers.all().into_values().filter(|container| container.ended_ns.is_none()) {
+            match container.record.guard {
+                Guard::Guarded => guarded += 1,
+                Guard::Unguarded { .. } => unguarded += 1,
+            }
+        }
+        let losses = kernel.node().into_iter().chain(counters.all());
+        let (policies, policy_error) = policy.get();
+        let last_signal_id = *store.last_id().borrow();
+        Ok(Response::new(GetStatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi_version: ABI_VERSION,
+            backend: facts.backend.into(),
+            backend_reason: facts.backend_reason.clone(),
+            kernel: facts.kernel.clone(),
+            started: Some(timestamp(facts.started_ns)),
+            checks: facts.checks.clone(),
+            policies,
+            containers_guarded: guarded,
+            containers_unguarded: unguarded,
+            signals_stored: store.stored(),
+            last_signal_id,
+            losses: losses.map(|(name, count)| (name.to_owned(), count)).collect(),
+            policy_error,
+        }))
+    }
+}

@@ -1,0 +1,279 @@
+//! The services on a real socket, with a real store; signals are put in where the events' thread's arrive.
+
+use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use portcullis_proto::v1::{
+    Container, GetSignalRequest, GetStatusRequest, ListContainersRequest, ListSignalsRequest, Signal, SignalFilter,
+    Tool, WatchSignalsRequest, container_service_client::ContainerServiceClient,
+    node_service_client::NodeServiceClient, signal_service_client::SignalServiceClient,
+};
+use tokio::{net::UnixStream, task::JoinSet, time::timeout};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
+
+use super::*;
+use crate::{
+    clock::{now_ns, timestamp},
+    records::RecordName,
+    store::{
+        self, Command, Limits, Sender,
+        entry::{Entry, Origin},
+    },
+    testing,
+};
+
+struct NoKernel;
+
+impl KernelCounters for NoKernel {
+    fn container(&self, cgroup_id: u64) -> Option<ContainerStats> {
+        (cgroup_id == 42).then_some(ContainerStats { matched: 3, blocked: 2, killed: 1, lost: 0 })
+    }
+
+    fn node(&self) -> Vec<(&'static str, u64)> {
+        vec![("events_lost", 5)]
+    }
+}
+
+struct Bed {
+    directory: tempfile::TempDir,
+    sender: Sender,
+    sources: Sources,
+    shutdown: sync::watch::Sender<bool>,
+    socket: PathBuf,
+}
+
+fn bed() -> Bed {
+    let directory = tempfile::tempdir().unwrap();
+    let counters = Arc::new(Counters::default());
+    let limits = Limits { max_age: Duration::from_secs(3600), max_bytes: 1 << 30 };
+    let (sender, store, _thread) = store::open(&directory.path().join("state"), limits, Arc::clone(&counters)).unwrap();
+    let facts = NodeFacts {
+        backend: v1::Backend::Lsm,
+        backend_reason: "test".into(),
+        kernel: "6.1".into(),
+        started_ns: 1,
+        checks: Vec::new(),
+    };
+    let sources = Sources {
+        store,
+        containers: Containers::default(),
+        kernel: Arc::new(NoKernel),
+        counters,
+        facts: Arc::new(facts),
+        policy: PolicyState::default(),
+    };
+    let (shutdown, stopped) = sync::watch::channel(false);
+    let (listener, socket) = socket::bind(directory.path(), None).unwrap();
+    tokio::spawn(serve(listener, sources.clone(), stopped));
+    Bed { directory, sender, sources, shutdown, socket }
+}
+
+async fn put_into(sender: &Sender, number: u64, tool: &str) {
+    let signal = Signal {
+        time: Some(timestamp(now_ns())),
+        tool: Some(Tool { id: tool.into(), ..Tool::default() }),
+        container: Some(Container { id: "c1".into(), ..Container::default() }),
+        message: format!("{number}"),
+        ..Signal::default()
+    };
+    let origin = Origin::Event { cgroup_id: 42, pid: 1, start_time_ns: 1, time_ns: number };
+    sender.send(Command::Signal(Entry::new(origin, &signal))).await.unwrap();
+}
+
+impl Bed {
+    async fn channel(&self) -> Channel {
+        let path = self.socket.clone();
+        Endpoint::from_static("http://portcullis.invalid")
+            .connect_with_connector(tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            }))
+            .await
+            .unwrap()
+    }
+
+    async fn signals(&self) -> SignalServiceClient<Channel> {
+        SignalServiceClient::new(self.channel().await)
+    }
+
+    async fn put(&self, number: u64, tool: &str) {
+        put_into(&self.sender, number, tool).await;
+    }
+
+    async fn stored(&self, last: u64) {
+        self.sources.store.last_id().wait_for(|id| *id >= last).await.unwrap();
+    }
+}
+
+/// The ids that a watch delivers until `last` has come.
+async fn watch_until(
+    client: &mut SignalServiceClient<Channel>,
+    filter: Option<SignalFilter>,
+    after_id: Option<u64>,
+    last: u64,
+) -> Vec<u64> {
+    let mut stream = client.watch_signals(WatchSignalsRequest { filter, after_id }).await.unwrap().into_inner();
+    let mut ids = Vec::new();
+    while ids.last() != Some(&last) {
+        let message = timeout(Duration::from_secs(20), stream.message()).await.expect("a signal is missing").unwrap();
+        ids.push(message.unwrap().signal.unwrap().id);
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_have_no_gaps_and_no_duplicates() {
+    const SIGNALS: u64 = 3000;
+    let bed = bed();
+    for number in 0..500 {
+        bed.put(number, if number % 10 == 9 { "dig" } else { "nc" }).await;
+    }
+    bed.stored(500).await;
+    let sender = bed.sender.clone();
+    let writer = tokio::spawn(async move {
+        for number in 500..SIGNALS {
+            put_into(&sender, number, if number % 10 == 9 { "dig" } else { "nc" }).await;
+            if number % 100 == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    // Watchers join while signals arrive.
+    let mut watchers = JoinSet::new();
+    for number in 0..6u64 {
+        let mut client = bed.signals().await;
+        watchers.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(number * 20)).await;
+            let ids = watch_until(&mut client, None, Some(number * 50), SIGNALS).await;
+            assert_eq!(ids, (number * 50 + 1..=SIGNALS).collect::<Vec<_>>());
+        });
+        let mut client = bed.signals().await;
+        watchers.spawn(async move {
+            let filter = SignalFilter { tool: "dig".into(), ..SignalFilter::default() };
+            let ids = watch_until(&mut client, Some(filter), Some(0), SIGNALS).await;
+            assert_eq!(ids, (1..=SIGNALS).filter(|id| id % 10 == 0).collect::<Vec<_>>());
+        });
+    }
+    while let Some(watched) = watchers.join_next().await {
+        watched.unwrap();
+    }
+    writer.await.unwrap();
+    assert_eq!(bed.sources.counters.duplicates.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_without_id_brings_only_what_is_new() {
+    let bed = bed();
+    bed.put(1, "nc").await;
+    bed.stored(1).await;
+    let mut client = bed.signals().await;
+    let request = WatchSignalsRequest { filter: None, after_id: None };
+    let mut stream = client.watch_signals(request).await.unwrap().into_inner();
+    bed.put(2, "nc").await;
+    assert_eq!(stream.message().await.unwrap().unwrap().signal.unwrap().id, 2);
+    bed.shutdown.send_replace(true);
+    let end = timeout(Duration::from_secs(5), stream.message()).await.unwrap();
+    assert_eq!(end.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_that_does_not_read_holds_nothing_up() {
+    let bed = bed();
+    let mut slow = bed.signals().await;
+    let request = WatchSignalsRequest { filter: None, after_id: Some(0) };
+    let mut stream = slow.watch_signals(request).await.unwrap().into_inner();
+    for number in 0..2000 {
+        bed.put(number, "nc").await;
+    }
+    let mut fast = bed.signals().await;
+    assert_eq!(watch_until(&mut fast, None, Some(0), 2000).await.len(), 2000);
+    for id in 1..=2000 {
+        assert_eq!(stream.message().await.unwrap().unwrap().signal.unwrap().id, id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_are_limited_and_leave() {
+    let bed = bed();
+    let request = || WatchSignalsRequest { filter: None, after_id: None };
+    let mut client = bed.signals().await;
+    let mut second = bed.signals().await;
+    let mut streams = Vec::new();
+    for _ in 0..watch::MAX_WATCHERS {
+        let client = if streams.len() % 2 == 0 { &mut client } else { &mut second };
+        streams.push(client.watch_signals(request()).await.unwrap());
+    }
+    let mut third = bed.signals().await;
+    assert_eq!(third.watch_signals(request()).await.unwrap_err().code(), Code::ResourceExhausted);
+    drop(streams);
+    for attempt in 0.. {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        match third.watch_signals(request()).await {
+            Ok(_) => break,
+            Err(status) => assert!(attempt < 100, "{status}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_come_in_pages_and_errors_have_codes() {
+    let bed = bed();
+    for number in 0..7 {
+        bed.put(number, "nc").await;
+    }
+    bed.stored(7).await;
+    let mut client = bed.signals().await;
+    let mut request = ListSignalsRequest { page_size: 3, ..ListSignalsRequest::default() };
+    let mut seen = Vec::new();
+    loop {
+        let response = client.list_signals(request.clone()).await.unwrap().into_inner();
+        seen.extend(response.signals.iter().map(|signal| signal.id));
+        request.page_token = response.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+        let other = ListSignalsRequest { oldest_first: true, ..request.clone() };
+        assert_eq!(client.list_signals(other).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    assert_eq!(seen, [7, 6, 5, 4, 3, 2, 1]);
+    request.page_token = "nonsense".into();
+    assert_eq!(client.list_signals(request).await.unwrap_err().code(), Code::InvalidArgument);
+    let filter = Some(SignalFilter { min_severity: 77, ..SignalFilter::default() });
+    let request = ListSignalsRequest { filter: filter.clone(), ..ListSignalsRequest::default() };
+    assert_eq!(client.list_signals(request).await.unwrap_err().code(), Code::InvalidArgument);
+    let request = WatchSignalsRequest { filter, after_id: None };
+    assert_eq!(client.watch_signals(request).await.unwrap_err().code(), Code::InvalidArgument);
+    let request = WatchSignalsRequest { filter: None, after_id: Some(8) };
+    assert_eq!(client.watch_signals(request).await.unwrap_err().code(), Code::OutOfRange);
+    let signal = client.get_signal(GetSignalRequest { id: 5 }).await.unwrap().into_inner().signal.unwrap();
+    assert_eq!((signal.id, signal.message.as_str()), (5, "4"));
+    assert_eq!(client.get_signal(GetSignalRequest { id: 99 }).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_and_status_tell_what_there_is() {
+    let bed = bed();
+    bed.sources.containers.insert(RecordName::Cgroup(42), testing::record(42, "c1"));
+    bed.sources.containers.insert(RecordName::Cgroup(43), testing::record(43, "c2"));
+    bed.sources.containers.mark_ended(&RecordName::Cgroup(43), 9);
+    bed.sources.policy.set_error("p.yaml:1:1: broken".into());
+    bed.sources.counters.decode_errors.increment();
+    let mut client = ContainerServiceClient::new(bed.channel().await);
+    let list = |include_ended| ListContainersRequest { include_ended };
+    let running = client.list_containers(list(false)).await.unwrap().into_inner().containers;
+    assert_eq!(running.len(), 1);
+    assert_eq!(running[0].counters.unwrap().matched, 3);
+    let all = client.list_containers(list(true)).await.unwrap().into_inner().containers;
+    assert_eq!(all.len(), 2);
+    assert!(all[1].ended.is_some() && all[1].counters.is_none());
+    let mut client = NodeServiceClient::new(bed.channel().await);
+    let status = client.get_status(GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.containers_guarded, status.containers_unguarded), (1, 0));
+    assert_eq!((status.losses["events_lost"], status.losses["decode_errors"]), (5, 1));
+    assert_eq!(status.policy_error, "p.yaml:1:1: broken");
+    let mode = std::fs::metadata(bed.directory.path().join(socket::FILE_NAME)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+}

@@ -1,0 +1,274 @@
+//! The configuration file: one struct a section, every value checked where it is read.
+
+use std::{
+    fs, io,
+    num::NonZeroU32,
+    ops::Deref,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// Read when `--config` is not given; it need not exist.
+pub const DEFAULT_PATH: &str = "/etc/portcullis/portcullis.toml";
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Shared with shims and clients.
+    pub run_dir: AbsolutePath,
+    /// Where programs, maps and links are pinned.
+    pub bpffs_root: AbsolutePath,
+    /// The database's directory.
+    pub state_dir: AbsolutePath,
+    /// The operator's policies.
+    pub policy_dir: AbsolutePath,
+    /// Which backend.
+    pub backend: BackendChoice,
+    /// See [`Socket`].
+    pub socket: Socket,
+    /// See [`Shim`].
+    pub shim: Shim,
+    /// See [`Signals`].
+    pub signals: Signals,
+    /// See [`Log`].
+    pub log: Log,
+}
+
+/// `backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendChoice {
+    /// LSM where the kernel offers it.
+    Auto,
+    /// LSM or nothing.
+    Lsm,
+    /// The tracepoint, even where LSM would work.
+    Tracepoint,
+}
+
+/// `[socket]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Socket {
+    /// Who besides root may connect.
+    pub group: Option<String>,
+}
+
+/// `[shim]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shim {
+    /// The stock shim.
+    pub inner: InnerShim,
+}
+
+/// `[signals]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Signals {
+    /// Retention by age.
+    pub max_age_days: NonZeroU32,
+    /// Retention by size of the database.
+    pub max_size_mb: NonZeroU32,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// `log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A path that means the same whatever the working directory is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "PathBuf")]
+pub struct AbsolutePath(PathBuf);
+
+impl TryFrom<PathBuf> for AbsolutePath {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        if path.is_absolute() { Ok(Self(path)) } else { Err(format!("{} is not an absolute path", path.display())) }
+    }
+}
+
+impl Deref for AbsolutePath {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// A name for `PATH` to resolve, or an absolute path.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "PathBuf")]
+pub struct InnerShim(PathBuf);
+
+impl TryFrom<PathBuf> for InnerShim {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        let is_name = path.file_name().is_some_and(|name| name == path.as_os_str());
+        if is_name || path.is_absolute() {
+            Ok(Self(path))
+        } else {
+            Err(format!("{:?} is neither a program's name nor an absolute path", path.display().to_string()))
+        }
+    }
+}
+
+impl Deref for InnerShim {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            run_dir: AbsolutePath("/run/portcullis".into()),
+            bpffs_root: AbsolutePath("/sys/fs/bpf/portcullis".into()),
+            state_dir: AbsolutePath("/var/lib/portcullis".into()),
+            policy_dir: AbsolutePath("/etc/portcullis/policies".into()),
+            backend: BackendChoice::Auto,
+            socket: Socket::default(),
+            shim: Shim::default(),
+            signals: Signals::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Shim {
+    fn default() -> Self {
+        Self { inner: InnerShim("containerd-shim-runc-v2".into()) }
+    }
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        let (days, megabytes) = const { (NonZeroU32::new(30), NonZeroU32::new(512)) };
+        Self { max_age_days: days.unwrap_or(NonZeroU32::MIN), max_size_mb: megabytes.unwrap_or(NonZeroU32::MIN) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("reading {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file says something that makes no sense.
+    #[error("{}:{line}:{column}: {reason}", path.display())]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// Counted from 1, in characters.
+        column: usize,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads the file that `--config` names, or the default one if it exists.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, required) = match path {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_PATH), false),
+        };
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+            ConfigError::Invalid {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                column: before.get(line_start..).unwrap_or_default().chars().count() + 1,
+                reason: error.message().to_owned(),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &str = include_str!("../../config/portcullis.toml");
+
+    fn error(text: &str) -> String {
+        Config::parse(Path::new("p.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn shipped_file_holds_the_defaults() {
+        assert_eq!(Config::parse(Path::new("p.toml"), SHIPPED).unwrap(), Config::default());
+        assert_eq!(Config::parse(Path::new("p.toml"), "").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn shipped_file_names_every_key() {
+        for key in ["run_dir", "bpffs_root", "state_dir", "policy_dir", "backend", "inner", "format"]
+            .into_iter()
+            .chain(["# group", "max_age_days", "max_size_mb"])
+        {
+            assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_place_and_the_reason() {
+        assert!(error("run_dir = \"/r\"\nrundir = \"/x\"\n").starts_with("p.toml:2:1: unknown field `rundir`"));
+        let relative = error("\nstate_dir = \"state\"\n");
+        assert_eq!(relative, "p.toml:2:13: state is not an absolute path");
+        let zero = error("[signals]\nmax_age_days = 0\n");
+        assert!(zero.starts_with("p.toml:2:16: ") && zero.contains("nonzero"), "{zero}");
+        let backend = error("backend = \"ebpf\"\n");
+        assert!(backend.contains("auto") && backend.starts_with("p.toml:1:11: "), "{backend}");
+        assert!(error("[shim]\ninner = \"bin/shim\"\n").contains("neither"));
+        assert!(error("[log\n").starts_with("p.toml:1:"));
+    }
+
+    #[test]
+    fn missing_file_is_an_error_only_when_asked_for() {
+        let missing = Path::new("/nonexistent/portcullis.toml");
+        assert!(matches!(Config::load(Some(missing)), Err(ConfigError::Read { path, .. }) if path == missing));
+    }
+}

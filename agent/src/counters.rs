@@ -1,0 +1,70 @@
+//! What the agent itself dropped, refused or fell back on: all zero on a healthy node.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    /// Some more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The number.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The agent's counters since it started.
+        #[derive(Debug, Default)]
+        pub struct Counters { $($(#[$doc])* pub $name: Counter,)* }
+
+        impl Counters {
+            /// Name and value of each.
+            pub fn all(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.get()),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records of the ring buffer that are no event.
+    decode_errors,
+    /// Events of a container without a record: their signals carry the cgroup id only.
+    events_without_record,
+    /// Signals that the store could not take.
+    store_dropped,
+    /// Events that were stored already.
+    duplicates,
+    /// Signals removed before their age because the database had outgrown its limit.
+    expired_by_size,
+    /// Databases moved aside because they were corrupt.
+    store_replaced,
+    /// Container records that could not be read.
+    records_invalid,
+    /// Container records beyond the number that is kept.
+    records_over_limit,
+    /// Overflows of the watch on the record directory, each repaired by reading it anew.
+    records_rescanned,
+    /// Containers found ended without their shim having said so.
+    containers_abandoned,
+    /// Guards left behind without record and without cgroup, removed.
+    guards_orphaned,
+    /// Guards that could not be removed.
+    release_errors,
+    /// Questions for a container's image that containerd did not answer.
+    images_unanswered,
+    /// Signals stored without their container's image because it did not become known in time.
+    signals_without_image,
+}

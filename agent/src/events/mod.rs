@@ -1,0 +1,219 @@
+//! The events' thread: reads the ring buffer, joins each event with its container and hands signals on.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`watch`] | inotify on the directory of records |
+//! | [`tracker`] | records into the table of containers, and out of it once their events are read |
+//! | [`sweep`] | what shims that died have left behind |
+//!
+//! When the stage behind is busy this thread waits: events then stay in the ring buffer, which survives the agent, and
+//! what does not fit in there is counted by the kernel.
+
+mod sweep;
+mod tracker;
+mod watch;
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use portcullis_bpf::{
+    abi::Event,
+    guard::{Guard, GuardError},
+    pins::Pins,
+    ring::Events,
+};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    io::Errno,
+};
+use tokio::sync::mpsc;
+
+use self::{sweep::Sweep, tracker::Tracker, watch::Watch};
+use crate::{
+    clock::BootOffset,
+    containers::Containers,
+    counters::Counters,
+    image::Pending,
+    records::{RecordDirectory, RecordName},
+    signal,
+    store::entry::Origin,
+    tools::Tools,
+};
+
+/// Events read before records are looked at again.
+const ROUND: usize = 256;
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// While ended containers wait to be collected.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why the thread could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EventsError {
+    /// A pinned object could not be opened.
+    #[error("opening what is pinned")]
+    Pins(#[from] GuardError),
+    /// The record directory can't be watched.
+    #[error("watching the container records")]
+    Watch(#[source] io::Error),
+    /// The record directory can't be read.
+    #[error("reading the container records")]
+    Records(#[source] io::Error),
+    /// Waiting failed.
+    #[error("waiting for events")]
+    Poll(#[source] io::Error),
+    /// Nobody takes signals any more.
+    #[error("the signals' stage has ended")]
+    Closed,
+}
+
+/// Ends the thread.
+#[derive(Debug)]
+pub struct Stop(Arc<OwnedFd>);
+
+impl Stop {
+    /// Asks it to end; what it has not read stays in the ring buffer.
+    pub fn stop(&self) {
+        // Fails only when the counter is full, and then the thread wakes as well.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// The thread's state.
+pub struct EventLoop {
+    ring: Events,
+    watch: Watch,
+    stop: Arc<OwnedFd>,
+    tracker: Tracker,
+    sweep: Sweep,
+    containers: Containers,
+    tools: Tools,
+    signals: mpsc::Sender<Pending>,
+    counters: Arc<Counters>,
+}
+
+impl EventLoop {
+    /// Opens everything and reads the records that are there.
+    pub fn open(
+        pins: &Pins,
+        directory: RecordDirectory,
+        containers: Containers,
+        tools: Tools,
+        signals: mpsc::Sender<Pending>,
+        counters: Arc<Counters>,
+    ) -> Result<(Self, Stop), EventsError> {
+        let ring = Events::open(pins)?;
+        let guard = Guard::open(pins.clone())?;
+        // First the watch, then the reading: nothing falls between.
+        let watch = Watch::new(directory.path()).map_err(EventsError::Watch)?;
+        let mut tracker = Tracker::new(directory, containers.clone(), signals.clone(), Arc::clone(&counters));
+        tracker.scan().map_err(EventsError::Records)?;
+        let stop =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| EventsError::Poll(e.into()))?;
+        let stop = Arc::new(stop);
+        let sweep = Sweep::new(guard, pins.links(), Arc::clone(&counters));
+        let handle = Stop(Arc::clone(&stop));
+        Ok((Self { ring, watch, stop, tracker, sweep, containers, tools, signals, counters }, handle))
+    }
+
+    /// Works until [`Stop::stop`].
+    pub fn run(mut self) -> Result<(), EventsError> {
+        // What the scan on opening found; sent here because it may wait.
+        self.tracker.send_unguarded()?;
+        let mut next_sweep = Instant::now();
+        loop {
+            let started = Instant::now();
+            self.read_records()?;
+            let drained = self.read_events()?;
+            if drained {
+                self.tracker.collect(started);
+            }
+            if next_sweep <= Instant::now() {
+                next_sweep = Instant::now() + SWEEP_INTERVAL;
+                self.tracker.scan().map_err(EventsError::Records)?;
+                self.sweep.run(&mut self.tracker, &self.containers);
+                self.tracker.send_unguarded()?;
+                self.containers.want_unanswered_images();
+            }
+            let timeout = if drained { self.timeout(next_sweep) } else { Duration::ZERO };
+            if self.wait(timeout)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn timeout(&self, next_sweep: Instant) -> Duration {
+        let until_sweep = next_sweep.saturating_duration_since(Instant::now());
+        if self.tracker.has_ended() { until_sweep.min(COLLECT_INTERVAL) } else { until_sweep }
+    }
+
+    /// Waits for something to do. Whether the thread is to end.
+    fn wait(&self, timeout: Duration) -> Result<bool, EventsError> {
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.watch.as_fd(), PollFlags::IN),
+        ];
+        let timeout = Timespec::try_from(timeout).ok();
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(EventsError::Poll(error.into())),
+        }
+        let [stop, ..] = fds;
+        Ok(stop.revents().contains(PollFlags::IN))
+    }
+
+    fn read_records(&mut self) -> Result<(), EventsError> {
+        let changes = self.watch.changes().map_err(EventsError::Watch)?;
+        for name in changes.names {
+            self.tracker.load(&name);
+        }
+        if changes.overflowed {
+            self.counters.records_rescanned.increment();
+            self.tracker.scan().map_err(EventsError::Records)?;
+        }
+        self.tracker.send_unguarded()
+    }
+
+    /// Reads a round of events. Whether the ring buffer is empty now.
+    fn read_events(&mut self) -> Result<bool, EventsError> {
+        let offset = BootOffset::now();
+        for _ in 0..ROUND {
+            match self.ring.next_event() {
+                None => return Ok(true),
+                Some(Ok(event)) => self.handle(&event, offset)?,
+                Some(Err(error)) => {
+                    self.counters.decode_errors.increment();
+                    tracing::warn!(%error, "a record of the ring buffer is no event");
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn handle(&mut self, event: &Event, offset: BootOffset) -> Result<(), EventsError> {
+        let name = RecordName::Cgroup(event.cgroup_id);
+        let mut container = self.containers.get(&name);
+        if container.is_none() {
+            // The record is older than its container's first instruction: only its notification is late.
+            self.tracker.load(&name);
+            container = self.containers.get(&name);
+        }
+        if container.is_none() {
+            self.counters.events_without_record.increment();
+            tracing::warn!(cgroup_id = event.cgroup_id, "an event's container has no record");
+        }
+        let signal = signal::from_event(event, container.as_ref(), &self.tools, offset);
+        let origin = Origin::Event {
+            cgroup_id: event.cgroup_id,
+            pid: event.pid,
+            start_time_ns: event.start_time_ns,
+            time_ns: event.time_ns,
+        };
+        let pending = Pending { origin, signal, container: container.map(|_| name) };
+        self.signals.blocking_send(pending).map_err(|_| EventsError::Closed)
+    }
+}

@@ -1,0 +1,166 @@
+//! What shims that died have left behind. Whatever looks abandoned must look so twice, half a minute apart: a shim may be in
+//! the middle of creating or deleting.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs, io,
+    os::unix::fs::{DirEntryExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use portcullis_bpf::{cgroup, guard::Guard};
+use portcullis_policy::record::ContainerRecord;
+
+use super::tracker::Tracker;
+use crate::{
+    clock,
+    containers::{Container, Containers},
+    counters::Counters,
+    records::RecordName,
+};
+
+/// Directories of the cgroup hierarchy that are looked at; with more, orphans stay.
+const MAX_CGROUPS: usize = 200_000;
+
+/// Removes guards that guard nothing any more.
+pub struct Sweep {
+    guard: Guard,
+    links: PathBuf,
+    counters: Arc<Counters>,
+    gone_before: HashSet<RecordName>,
+    orphans_before: HashSet<u64>,
+}
+
+impl Sweep {
+    pub fn new(guard: Guard, links: PathBuf, counters: Arc<Counters>) -> Self {
+        Self { guard, links, counters, gone_before: HashSet::new(), orphans_before: HashSet::new() }
+    }
+
+    /// One sweep.
+    pub fn run(&mut self, tracker: &mut Tracker, containers: &Containers) {
+        let all = containers.all();
+        self.end_gone(&all, tracker);
+        self.release_orphans(&all);
+    }
+
+    /// Containers whose cgroup is gone without their record saying so.
+    fn end_gone(&mut self, all: &BTreeMap<RecordName, Container>, tracker: &mut Tracker) {
+        let running = all.iter().filter(|(_, container)| container.ended_ns.is_none());
+        let gone: HashSet<RecordName> =
+            running.filter(|(_, container)| is_gone(&container.record)).map(|(name, _)| name.clone()).collect();
+        let gone_before = std::mem::replace(&mut self.gone_before, gone.clone());
+        for name in gone.intersection(&gone_before) {
+            let Some(container) = all.get(name) else { continue };
+            let record = &container.record;
+            tracing::warn!(container = ?record.container_id, "a container has ended without its shim saying so");
+            self.counters.containers_abandoned.increment();
+            if record.cgroup_id != 0 {
+                self.release(record.cgroup_id);
+            }
+            tracker.end(name, record.created_ns, clock::now_ns());
+        }
+    }
+
+    /// Guards without record and without cgroup.
+    fn release_orphans(&mut self, all: &BTreeMap<RecordName, Container>) {
+        let mut guarded: HashSet<u64> = self.guard.containers().into_iter().collect();
+        guarded.extend(link_directories(&self.links));
+        guarded.retain(|id| !all.contains_key(&RecordName::Cgroup(*id)));
+        let suspects: HashSet<u64> = guarded.intersection(&self.orphans_before).copied().collect();
+        self.orphans_before = guarded;
+        if suspects.is_empty() {
+            return;
+        }
+        match cgroup::hierarchy().map_err(io::Error::other).and_then(|mount| live_cgroups(&mount)) {
+            Ok(live) => {
+                for id in suspects.difference(&live) {
+                    tracing::warn!(cgroup_id = id, "a guard without container was left behind and is removed");
+                    self.counters.guards_orphaned.increment();
+                    self.release(*id);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the cgroups can't be listed; guards left behind stay"),
+        }
+    }
+
+    fn release(&mut self, cgroup_id: u64) {
+        if let Err(error) = self.guard.release(cgroup_id) {
+            self.counters.release_errors.increment();
+            let error = anyhow::Error::from(error);
+            tracing::warn!(cgroup_id, error = format!("{error:#}"), "a guard could not be removed");
+        }
+    }
+}
+
+/// Whether a record's container can't exist any more.
+fn is_gone(record: &ContainerRecord) -> bool {
+    if record.cgroup_id == 0 {
+        // containerd removes the bundle with the container.
+        return matches!(fs::symlink_metadata(&record.bundle), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    }
+    match fs::symlink_metadata(&record.cgroup_path) {
+        Ok(metadata) => metadata.ino() != record.cgroup_id,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// The containers that have links pinned.
+fn link_directories(links: &Path) -> Vec<u64> {
+    // Missing with the backend `tracepoint`.
+    let Ok(entries) = fs::read_dir(links) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The ids of all cgroups.
+fn live_cgroups(mount: &Path) -> io::Result<HashSet<u64>> {
+    let mut live = HashSet::new();
+    let mut rest = vec![mount.to_owned()];
+    while let Some(directory) = rest.pop() {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            // Removed in the meantime.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let Ok(entry) = entry else { continue };
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                live.insert(entry.ino());
+                rest.push(entry.path());
+            }
+        }
+        if live.len() > MAX_CGROUPS {
+            return Err(io::Error::other("there are too many cgroups"));
+        }
+    }
+    Ok(live)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn a_container_is_gone_with_its_own_cgroup() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut record = testing::record(fs::metadata(directory.path()).unwrap().ino(), "c1");
+        assert!(is_gone(&record));
+        record.cgroup_path = directory.path().into();
+        assert!(!is_gone(&record));
+        record.cgroup_id += 1;
+        assert!(is_gone(&record), "another cgroup at the same path");
+        record.cgroup_id = 0;
+        record.bundle = directory.path().into();
+        assert!(!is_gone(&record));
+    }
+
+    #[test]
+    fn nested_cgroups_are_found() {
+        let mount = tempfile::tempdir().unwrap();
+        let nested = mount.path().join("a/b");
+        fs::create_dir_all(&nested).unwrap();
+        assert!(live_cgroups(mount.path()).unwrap().contains(&fs::metadata(nested).unwrap().ino()));
+    }
+}

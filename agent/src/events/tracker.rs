@@ -1,0 +1,242 @@
+//! Records into the table of containers, and out of it.
+//!
+//! A record is removed only when the ring buffer was seen empty after the container's end was seen, and a moment later: by
+//! then every event from before the end has found its record.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use portcullis_policy::record::{ContainerRecord, Guard};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::EventsError;
+use crate::{
+    clock,
+    containers::{Containers, Inserted},
+    counters::Counters,
+    image::Pending,
+    records::{RecordDirectory, RecordName},
+    signal,
+    store::entry::Origin,
+};
+
+/// Longer than a signal waits for its image, and than a program needs between reserving an event and submitting it (until
+/// then the ring buffer looks empty although there are events behind).
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Keeps the table and the directory in step.
+pub struct Tracker {
+    directory: RecordDirectory,
+    containers: Containers,
+    signals: mpsc::Sender<Pending>,
+    counters: Arc<Counters>,
+    ended: HashMap<RecordName, Ended>,
+    unguarded: Vec<RecordName>,
+}
+
+struct Ended {
+    created_ns: u64,
+    seen: Instant,
+}
+
+impl Tracker {
+    pub fn new(
+        directory: RecordDirectory,
+        containers: Containers,
+        signals: mpsc::Sender<Pending>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self { directory, containers, signals, counters, ended: HashMap::new(), unguarded: Vec::new() }
+    }
+
+    /// Reads every record; what is in the table without a file has ended.
+    pub fn scan(&mut self) -> io::Result<()> {
+        let names = self.directory.list()?;
+        for name in &names {
+            self.load(name);
+        }
+        let names: HashSet<RecordName> = names.into_iter().collect();
+        for (name, container) in self.containers.all() {
+            if container.ended_ns.is_none() && !names.contains(&name) {
+                self.end(&name, container.record.created_ns, clock::now_ns());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a record that is new or has changed.
+    pub fn load(&mut self, name: &RecordName) {
+        match self.directory.read(name) {
+            Ok(Some(record)) => self.insert(name, record),
+            // Removed in the meantime.
+            Ok(None) => {}
+            Err(error) => {
+                self.counters.records_invalid.increment();
+                let error = anyhow::Error::from(error);
+                tracing::warn!(record = ?name, error = format!("{error:#}"), "a container's record can't be used");
+            }
+        }
+    }
+
+    fn insert(&mut self, name: &RecordName, record: ContainerRecord) {
+        let (created_ns, ended_ns) = (record.created_ns, record.ended_ns);
+        let unguarded = matches!(record.guard, Guard::Unguarded { .. });
+        match self.containers.insert(name.clone(), record) {
+            Inserted::Full => {
+                self.counters.records_over_limit.increment();
+                return;
+            }
+            Inserted::New => {
+                // The name may have been an earlier container's.
+                self.ended.remove(name);
+                if unguarded {
+                    self.unguarded.push(name.clone());
+                }
+            }
+            Inserted::Known => {}
+        }
+        if let Some(ended_ns) = ended_ns {
+            self.end(name, created_ns, ended_ns);
+        }
+    }
+
+    /// Notes that a container has ended.
+    pub fn end(&mut self, name: &RecordName, created_ns: u64, ended_ns: u64) {
+        self.containers.mark_ended(name, ended_ns);
+        self.ended.entry(name.clone()).or_insert(Ended { created_ns, seen: Instant::now() });
+    }
+
+    /// Sends a signal for each container that was found without guard. The store keeps one a container.
+    pub fn send_unguarded(&mut self) -> Result<(), EventsError> {
+        for name in std::mem::take(&mut self.unguarded) {
+            let Some(container) = self.containers.get(&name) else { continue };
+            let Guard::Unguarded { reason } = &container.record.guard else { continue };
+            tracing::warn!(container = ?container.record.container_id, reason = ?reason, "a container runs unguarded");
+            let origin = Origin::Unguarded { container: hash(&container.record) };
+            let signal = signal::unguarded(&container, reason);
+            let pending = Pending { origin, signal, container: Some(name) };
+            self.signals.blocking_send(pending).map_err(|_| EventsError::Closed)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is anything to collect, now or soon.
+    pub fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    /// Removes the containers whose end was seen before the ring buffer was read until it was empty.
+    pub fn collect(&mut self, reading_began: Instant) {
+        let now = Instant::now();
+        let (directory, containers) = (&self.directory, &self.containers);
+        self.ended.retain(|name, ended| {
+            if ended.seen > reading_began || now.saturating_duration_since(ended.seen) < GRACE {
+                return true;
+            }
+            if let Err(error) = directory.remove(name, ended.created_ns) {
+                tracing::warn!(record = ?name, %error, "a container's record could not be removed");
+            }
+            containers.remove(name);
+            false
+        });
+    }
+}
+
+fn hash(record: &ContainerRecord) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    // Neither can hold a NUL.
+    for text in [&record.containerd_namespace, &record.container_id] {
+        hash.update(text);
+        hash.update([0]);
+    }
+    hash.update(record.created_ns.to_be_bytes());
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    struct Bed {
+        run: tempfile::TempDir,
+        tracker: Tracker,
+        containers: Containers,
+        signals: mpsc::Receiver<Pending>,
+    }
+
+    fn bed() -> Bed {
+        let run = tempfile::tempdir().unwrap();
+        let directory = RecordDirectory::create(run.path()).unwrap();
+        let containers = Containers::default();
+        let (sender, signals) = mpsc::channel(8);
+        let tracker = Tracker::new(directory, containers.clone(), sender, Arc::default());
+        Bed { run, tracker, containers, signals }
+    }
+
+    fn rewind(tracker: &mut Tracker) {
+        for ended in tracker.ended.values_mut() {
+            ended.seen = ended.seen.checked_sub(GRACE * 2).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_ended_container_stays_until_its_events_are_read() {
+        let mut bed = bed();
+        let mut record = testing::record(42, "c1");
+        let name = RecordName::Cgroup(42);
+        testing::write_record(bed.run.path(), &record);
+        bed.tracker.scan().unwrap();
+        let before = Instant::now();
+        record.ended_ns = Some(7);
+        testing::write_record(bed.run.path(), &record);
+        bed.tracker.load(&name);
+        assert_eq!(bed.containers.get(&name).unwrap().ended_ns, Some(7));
+        bed.tracker.collect(before);
+        assert!(bed.containers.get(&name).is_some(), "the ring buffer may have been empty before the end");
+        bed.tracker.collect(Instant::now());
+        assert!(bed.containers.get(&name).is_some(), "not yet");
+        rewind(&mut bed.tracker);
+        bed.tracker.collect(Instant::now());
+        assert!(bed.containers.get(&name).is_none());
+        assert!(!bed.run.path().join("containers/42").exists());
+        assert!(!bed.tracker.has_ended());
+    }
+
+    #[test]
+    fn a_name_that_is_used_again_is_a_new_container() {
+        let mut bed = bed();
+        let mut record = testing::record(0, "c1");
+        record.ended_ns = Some(7);
+        testing::write_record(bed.run.path(), &record);
+        bed.tracker.scan().unwrap();
+        rewind(&mut bed.tracker);
+        let again = ContainerRecord { created_ns: record.created_ns + 1, ended_ns: None, ..record };
+        testing::write_record(bed.run.path(), &again);
+        let name = RecordName::Other("x-default-c1".into());
+        bed.tracker.load(&name);
+        bed.tracker.collect(Instant::now());
+        assert_eq!(bed.containers.get(&name).unwrap().ended_ns, None);
+        assert!(bed.run.path().join("containers/x-default-c1").exists());
+    }
+
+    #[test]
+    fn an_unguarded_container_is_reported() {
+        let mut bed = bed();
+        let mut record = testing::record(0, "c1");
+        record.guard = Guard::Unguarded { reason: "no cgroup".into() };
+        testing::write_record(bed.run.path(), &record);
+        bed.tracker.scan().unwrap();
+        bed.tracker.send_unguarded().unwrap();
+        let pending = bed.signals.try_recv().unwrap();
+        assert_eq!(pending.signal.rule, "container_unguarded");
+        bed.tracker.scan().unwrap();
+        bed.tracker.send_unguarded().unwrap();
+        assert!(bed.signals.try_recv().is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! Asks for the images that the table of containers wants.
+
+use std::{sync::Arc, time::Duration};
+
+use portcullis_policy::record::ContainerRecord;
+use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
+
+use super::containerd;
+use crate::{
+    containers::{self, Containers, Image},
+    counters::Counters,
+    store::{Command, Sender, Store},
+};
+
+/// Questions at a time.
+const PARALLEL: usize = 8;
+/// containerd may be restarting.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Works until it is dropped.
+pub async fn resolve_images(containers: Containers, sender: Sender, store: Store, counters: Arc<Counters>) {
+    let permits = Arc::new(Semaphore::new(PARALLEL));
+    let mut questions = JoinSet::new();
+    loop {
+        containers.image_wanted().await;
+        while let Some((name, record)) = containers.ask_image() {
+            while questions.try_join_next().is_some() {}
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            let (containers, sender) = (containers.clone(), sender.clone());
+            let (store, counters) = (store.clone(), Arc::clone(&counters));
+            questions.spawn(async move {
+                let _permit = permit;
+                let image = resolve(&record, &sender, &store, &counters).await;
+                containers.set_image(&name, record.created_ns, image);
+            });
+        }
+    }
+}
+
+async fn resolve(record: &ContainerRecord, sender: &Sender, store: &Store, counters: &Counters) -> Image {
+    let key = containers::key(record);
+    match store.readers().image(key.clone()).await {
+        Ok(Some(image)) => return Image::Known(image),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "the stored image of a container can't be read"),
+    }
+    if record.containerd_address.is_empty() {
+        return Image::None;
+    }
+    for attempt in 1..=ATTEMPTS {
+        let answer =
+            containerd::image(&record.containerd_address, &record.containerd_namespace, &record.container_id).await;
+        match answer {
+            Ok(Some(image)) => {
+                // Fails only when the store is closing.
+                let _ = sender.send(Command::Image(key, image.clone())).await;
+                return Image::Known(image);
+            }
+            Ok(None) => return Image::None,
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                tracing::debug!(
+                    error = format!("{error:#}"),
+                    container = ?record.container_id,
+                    attempt,
+                    "containerd did not say which image a container has"
+                );
+            }
+        }
+        if attempt < ATTEMPTS {
+            sleep(PAUSE).await;
+        }
+    }
+    counters.images_unanswered.increment();
+    Image::Unanswered
+}

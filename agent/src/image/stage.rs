@@ -1,0 +1,193 @@
+//! The stage between the ring buffer's thread and the store: signals whose container's image is being asked for wait here,
+//! a second at most and a bounded number of them; all others pass.
+
+use std::{collections::VecDeque, future::pending, sync::Arc, time::Duration};
+
+use portcullis_proto::v1::Signal;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    containers::{Containers, Image},
+    counters::Counters,
+    records::RecordName,
+    store::{
+        Command, Sender, StoreError,
+        entry::{Entry, Origin},
+    },
+};
+
+/// How long a signal waits.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Signals that wait at most. A decoded signal takes up to 100 kB (an argument list of empty strings).
+const WAITING: usize = 256;
+
+/// A signal that may lack its image.
+#[derive(Debug)]
+pub struct Pending {
+    /// What it is about.
+    pub origin: Origin,
+    /// The signal.
+    pub signal: Signal,
+    /// Its container, if it has a record.
+    pub container: Option<RecordName>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It has its image, or there is none to be had.
+    Complete,
+    /// The image could not be found out.
+    Lacking,
+    /// The image is being asked for.
+    Wait,
+}
+
+/// Works until the sender of `signals` is gone, and then until those that wait are stored.
+pub async fn complete_signals(
+    mut signals: mpsc::Receiver<Pending>,
+    containers: Containers,
+    store: Sender,
+    counters: Arc<Counters>,
+) -> Result<(), StoreError> {
+    let mut waiting: VecDeque<(Instant, Pending)> = VecDeque::new();
+    loop {
+        let oldest = waiting.front().map(|(deadline, _)| *deadline);
+        tokio::select! {
+            received = signals.recv() => match received {
+                Some(mut pending) => match complete(&mut pending, &containers) {
+                    Fate::Wait => waiting.push_back((Instant::now() + PATIENCE, pending)),
+                    fate => put(&store, pending, fate, &counters).await?,
+                },
+                None => break,
+            },
+            () = containers.image_answered() => {
+                for (deadline, mut pending) in std::mem::take(&mut waiting) {
+                    match complete(&mut pending, &containers) {
+                        Fate::Wait => waiting.push_back((deadline, pending)),
+                        fate => put(&store, pending, fate, &counters).await?,
+                    }
+                }
+            }
+            () = at(oldest) => {}
+        }
+        let now = Instant::now();
+        while waiting.len() > WAITING || waiting.front().is_some_and(|(deadline, _)| *deadline <= now) {
+            let Some((_, pending)) = waiting.pop_front() else { break };
+            put(&store, pending, Fate::Lacking, &counters).await?;
+        }
+    }
+    for (_, mut pending) in waiting {
+        let fate = complete(&mut pending, &containers);
+        put(&store, pending, fate, &counters).await?;
+    }
+    Ok(())
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// Fills in the image if it is known by now.
+fn complete(pending: &mut Pending, containers: &Containers) -> Fate {
+    let Some(message) = pending.signal.container.as_mut() else { return Fate::Complete };
+    let known = pending.container.as_ref().and_then(|name| containers.get(name));
+    let Some(known) = known.filter(|_| message.image.is_empty()) else { return Fate::Complete };
+    match known.image {
+        Image::Known(image) => {
+            message.image = image;
+            Fate::Complete
+        }
+        Image::None => Fate::Complete,
+        Image::Unanswered => Fate::Lacking,
+        Image::Wanted | Image::Asked => Fate::Wait,
+    }
+}
+
+async fn put(store: &Sender, pending: Pending, fate: Fate, counters: &Counters) -> Result<(), StoreError> {
+    if fate != Fate::Complete {
+        counters.signals_without_image.increment();
+    }
+    store.send(Command::Signal(Entry::new(pending.origin, &pending.signal))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_proto::v1::Container;
+
+    use super::*;
+    use crate::{store, testing};
+
+    fn signal(number: u64) -> Pending {
+        Pending {
+            origin: Origin::Event { cgroup_id: 42, pid: 1, start_time_ns: 1, time_ns: number },
+            signal: Signal {
+                container: Some(Container { id: "c1".into(), ..Container::default() }),
+                ..Signal::default()
+            },
+            container: Some(RecordName::Cgroup(42)),
+        }
+    }
+
+    struct Bed {
+        _state: tempfile::TempDir,
+        containers: Containers,
+        signals: mpsc::Sender<Pending>,
+        store: store::Store,
+    }
+
+    /// The stage before a real store, and one container whose image is being asked for.
+    fn bed() -> Bed {
+        let state = tempfile::tempdir().unwrap();
+        let limits = store::Limits { max_age: Duration::from_secs(3600), max_bytes: 1 << 30 };
+        let counters = Arc::new(Counters::default());
+        let (sender, store, _thread) = store::open(state.path(), limits, Arc::clone(&counters)).unwrap();
+        let containers = Containers::default();
+        containers.insert(RecordName::Cgroup(42), testing::record(42, "c1"));
+        assert!(containers.ask_image().is_some());
+        let (signals, receiver) = mpsc::channel(4);
+        tokio::spawn(complete_signals(receiver, containers.clone(), sender, counters));
+        Bed { _state: state, containers, signals, store }
+    }
+
+    async fn image_of(store: &store::Store, id: u64) -> String {
+        let mut last = store.last_id();
+        last.wait_for(|last| *last >= id).await.unwrap();
+        store.readers().signal(id).await.unwrap().unwrap().container.unwrap().image
+    }
+
+    #[tokio::test]
+    async fn a_signal_waits_for_its_image() {
+        let bed = bed();
+        bed.signals.send(signal(1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(*bed.store.last_id().borrow(), 0);
+        let created = testing::record(42, "c1").created_ns;
+        bed.containers.set_image(&RecordName::Cgroup(42), created, Image::Known("alpine".into()));
+        assert_eq!(image_of(&bed.store, 1).await, "alpine");
+    }
+
+    #[tokio::test]
+    async fn a_signal_does_not_wait_for_long() {
+        let bed = bed();
+        let sent = Instant::now();
+        bed.signals.send(signal(1)).await.unwrap();
+        assert_eq!(image_of(&bed.store, 1).await, "");
+        assert!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&sent.elapsed()));
+    }
+
+    #[tokio::test]
+    async fn only_so_many_signals_wait() {
+        let bed = bed();
+        for number in 0..u64::try_from(WAITING).unwrap() + 10 {
+            bed.signals.send(signal(number)).await.unwrap();
+        }
+        let early = tokio::time::timeout(Duration::from_millis(900), image_of(&bed.store, 10)).await;
+        assert_eq!(early.unwrap(), "");
+    }
+}

@@ -1,0 +1,129 @@
+//! The pinned objects as the agent uses them: tables filled, counters read.
+
+use std::sync::{Mutex, PoisonError};
+
+use portcullis_bpf::{
+    Backend,
+    abi::ContainerStats,
+    guard::{Guard, GuardError},
+    loader::{self, LoadError},
+    pins::Pins,
+    probe,
+    tables::Tables,
+};
+use portcullis_policy::policyset;
+
+use crate::{api::KernelCounters, config::BackendChoice, policies::Loaded};
+
+/// The tables.
+pub struct Kernel {
+    tables: Mutex<Tables>,
+    guard: Guard,
+}
+
+impl Kernel {
+    /// Loads and pins what is not pinned yet, and fills the tables.
+    pub fn load(pins: &Pins, backend: Backend, policy: &Loaded) -> Result<Self, LoadError> {
+        let mut tables = loader::load(pins, backend)?;
+        tables.replace(&policy.names, &policy.rules)?;
+        Ok(Self { tables: Mutex::new(tables), guard: Guard::open(pins.clone())? })
+    }
+
+    /// Puts another policy into the tables.
+    pub fn replace(&self, policy: &Loaded) -> Result<(), GuardError> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).replace(&policy.names, &policy.rules)
+    }
+}
+
+impl KernelCounters for Kernel {
+    fn container(&self, cgroup_id: u64) -> Option<ContainerStats> {
+        self.guard.stats(cgroup_id)
+    }
+
+    fn node(&self) -> Vec<(&'static str, u64)> {
+        let counters = self.tables.lock().unwrap_or_else(PoisonError::into_inner).counters();
+        counters.unwrap_or_else(|error| {
+            let error = anyhow::Error::from(error);
+            tracing::warn!(error = format!("{error:#}"), "the kernel's counters can't be read");
+            Vec::new()
+        })
+    }
+}
+
+/// A node that can't do what is asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// Neither backend works.
+    #[error("this node's kernel can't run Portcullis: {reason}{}", remedies(failed))]
+    None {
+        /// The probe's summary.
+        reason: String,
+        /// What failed.
+        failed: Vec<probe::Check>,
+    },
+    /// The one that was asked for does not.
+    #[error("backend = \"lsm\" is configured, but this node offers only the tracepoint: {reason}{}", remedies(failed))]
+    NoLsm {
+        /// The probe's summary.
+        reason: String,
+        /// What failed.
+        failed: Vec<probe::Check>,
+    },
+}
+
+fn remedies(checks: &[probe::Check]) -> String {
+    checks
+        .iter()
+        .fold(String::new(), |text, check| text + &format!("; {}: {}: {}", check.name, check.detail, check.remedy))
+}
+
+/// The backend to use and why.
+pub fn choose(choice: BackendChoice, report: &probe::Report) -> Result<(Backend, String), BackendError> {
+    let reason = report.reason.clone();
+    let failed = || report.checks.iter().filter(|check| check.state != probe::State::Ok).cloned().collect();
+    match (choice, report.backend) {
+        (_, None) => Err(BackendError::None { reason, failed: failed() }),
+        (BackendChoice::Lsm, Some(Backend::Tracepoint)) => Err(BackendError::NoLsm { reason, failed: failed() }),
+        (BackendChoice::Tracepoint, Some(Backend::Lsm)) => {
+            Ok((Backend::Tracepoint, format!("configured; without that it would be lsm: {reason}")))
+        }
+        (_, Some(backend)) => Ok((backend, reason)),
+    }
+}
+
+/// A backend as the policy set has it.
+pub fn published(backend: Backend) -> policyset::Backend {
+    match backend {
+        Backend::Lsm => policyset::Backend::Lsm,
+        Backend::Tracepoint => policyset::Backend::Tracepoint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(backend: Option<Backend>) -> probe::Report {
+        let check = probe::Check {
+            name: "bpf-lsm",
+            state: probe::State::Failed,
+            detail: "bpf is not among the active LSMs".into(),
+            remedy: "boot with lsm=…,bpf".into(),
+        };
+        probe::Report { kernel: "6.1".into(), backend, reason: "because".into(), checks: vec![check] }
+    }
+
+    #[test]
+    fn a_node_gets_what_is_asked_for_or_nothing() {
+        let chosen = |choice, offered| choose(choice, &report(offered)).map(|(backend, _)| backend).ok();
+        let (lsm, tracepoint) = (Some(Backend::Lsm), Some(Backend::Tracepoint));
+        assert_eq!(chosen(BackendChoice::Auto, lsm), lsm);
+        assert_eq!(chosen(BackendChoice::Auto, tracepoint), tracepoint);
+        assert_eq!(chosen(BackendChoice::Lsm, lsm), lsm);
+        assert_eq!(chosen(BackendChoice::Tracepoint, lsm), tracepoint);
+        assert_eq!(chosen(BackendChoice::Lsm, tracepoint), None);
+        assert_eq!(chosen(BackendChoice::Auto, None), None);
+        let error = choose(BackendChoice::Lsm, &report(tracepoint)).unwrap_err().to_string();
+        assert!(error.contains("because") && error.contains("boot with"), "{error}");
+    }
+}

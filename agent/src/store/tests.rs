@@ -1,0 +1,247 @@
+use std::os::unix::fs::FileExt;
+
+use portcullis_proto::v1::{Container, Pod, Severity, Signal, SignalFilter, Tool, Verdict};
+
+use super::{entry::Origin, filter::Filter, reader::Range, *};
+use crate::clock::{now_ns, timestamp};
+
+const LIMITS: Limits = Limits { max_age: Duration::from_secs(3600), max_bytes: 1 << 30 };
+
+struct Bed {
+    sender: Option<Sender>,
+    store: Store,
+    thread: Option<JoinHandle<()>>,
+    counters: Arc<Counters>,
+}
+
+impl Bed {
+    fn open(directory: &Path, limits: Limits) -> Self {
+        let counters = Arc::new(Counters::default());
+        let (sender, store, thread) = open(directory, limits, Arc::clone(&counters)).unwrap();
+        Self { sender: Some(sender), store, thread: Some(thread), counters }
+    }
+
+    async fn put(&self, number: u64, signal: Signal) {
+        let origin = Origin::Event { cgroup_id: 42, pid: 1, start_time_ns: 1, time_ns: number };
+        self.send(Command::Signal(Entry::new(origin, &signal))).await;
+    }
+
+    async fn send(&self, command: Command) {
+        self.sender.as_ref().unwrap().send(command).await.unwrap();
+    }
+
+    /// Waits until everything sent is written.
+    async fn close(&mut self) {
+        self.sender = None;
+        let thread = self.thread.take().unwrap();
+        tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
+    }
+
+    async fn ids(&self, filter: SignalFilter) -> Vec<u64> {
+        let filter = Filter::new(Some(&filter)).unwrap();
+        let page = self.store.readers().page(filter, Range::Before(u64::MAX), 1000).await.unwrap();
+        page.signals.iter().map(|signal| signal.id).collect()
+    }
+}
+
+fn signal(tool: &str, seconds: u64) -> Signal {
+    Signal {
+        rule: "net_util_in_container".into(),
+        severity: Severity::Medium.into(),
+        verdict: Verdict::Detected.into(),
+        time: Some(timestamp(now_ns() - seconds * 1_000_000_000)),
+        tool: Some(Tool { id: tool.into(), category: "netcat".into(), techniques: vec![] }),
+        ..Signal::default()
+    }
+}
+
+#[tokio::test]
+async fn filters_choose_what_they_say() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    bed.put(1, signal("nc", 100)).await;
+    bed.put(2, Signal { verdict: Verdict::Blocked.into(), ..signal("nc", 50) }).await;
+    bed.put(3, Signal { severity: Severity::Critical.into(), ..signal("nmap", 50) }).await;
+    let pod = Pod { name: "web".into(), namespace: "shop".into(), ..Pod::default() };
+    let container = Container { id: "c1".into(), image: "alpine".into(), pod: Some(pod), ..Container::default() };
+    bed.put(4, Signal { container: Some(container), rule: "other".into(), ..signal("dig", 1) }).await;
+    bed.close().await;
+    let empty = SignalFilter::default;
+    assert_eq!(bed.ids(empty()).await, [4, 3, 2, 1]);
+    assert_eq!(bed.ids(SignalFilter { tool: "nc".into(), ..empty() }).await, [2, 1]);
+    assert_eq!(bed.ids(SignalFilter { category: "netcat".into(), tool: "dig".into(), ..empty() }).await, [4]);
+    assert_eq!(bed.ids(SignalFilter { verdict: Verdict::Blocked.into(), ..empty() }).await, [2]);
+    assert_eq!(bed.ids(SignalFilter { min_severity: Severity::High.into(), ..empty() }).await, [3]);
+    assert_eq!(bed.ids(SignalFilter { min_severity: Severity::Medium.into(), ..empty() }).await, [4, 3, 2, 1]);
+    assert_eq!(bed.ids(SignalFilter { container_id: "c1".into(), ..empty() }).await, [4]);
+    assert_eq!(bed.ids(SignalFilter { image: "alpine".into(), ..empty() }).await, [4]);
+    assert_eq!(bed.ids(SignalFilter { rule: "other".into(), ..empty() }).await, [4]);
+    assert_eq!(bed.ids(SignalFilter { pod_namespace: "shop".into(), pod_name: "web".into(), ..empty() }).await, [4]);
+    let ago = |seconds: u64| Some(timestamp(now_ns() - seconds * 1_000_000_000));
+    assert_eq!(bed.ids(SignalFilter { since: ago(70), until: ago(20), ..empty() }).await, [3, 2]);
+    let injection = "x' OR '1'='1".to_owned();
+    assert!(bed.ids(SignalFilter { tool: injection, ..empty() }).await.is_empty());
+}
+
+#[test]
+fn senseless_filters_are_refused() {
+    let unknown = SignalFilter { verdict: 99, ..SignalFilter::default() };
+    assert!(Filter::new(Some(&unknown)).unwrap_err().to_string().contains("verdict"));
+    let time = prost_types::Timestamp { seconds: i64::MAX, nanos: 0 };
+    let time = SignalFilter { until: Some(time), ..SignalFilter::default() };
+    assert!(Filter::new(Some(&time)).unwrap_err().to_string().contains("until"));
+}
+
+#[tokio::test]
+async fn pages_cover_everything_once() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    for number in 0..25 {
+        bed.put(number, signal("nc", 1)).await;
+    }
+    bed.close().await;
+    for ascending in [false, true] {
+        let (mut seen, mut from) = (Vec::new(), None);
+        loop {
+            let range = match (ascending, from) {
+                (true, from) => Range::After(from.unwrap_or(0), u64::MAX),
+                (false, from) => Range::Before(from.unwrap_or(u64::MAX)),
+            };
+            let page = bed.store.readers().page(Filter::new(None).unwrap(), range, 10).await.unwrap();
+            seen.extend(page.signals.iter().map(|signal| signal.id));
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        if !ascending {
+            seen.reverse();
+        }
+        assert_eq!(seen, (1..=25).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn large_signals_make_short_pages() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    for number in 0..40 {
+        bed.put(number, Signal { message: "x".repeat(100_000), ..signal("nc", 1) }).await;
+    }
+    bed.close().await;
+    let page = bed.store.readers().page(Filter::new(None).unwrap(), Range::After(0, u64::MAX), 1000).await.unwrap();
+    assert_eq!((page.signals.len(), page.next), (11, Some(11)));
+}
+
+#[tokio::test]
+async fn an_event_is_stored_once() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    for number in [1, 2, 1, 3] {
+        bed.put(number, signal("nc", 1)).await;
+    }
+    let unguarded = Origin::Unguarded { container: [7; 32] };
+    for _ in 0..2 {
+        bed.send(Command::Signal(Entry::new(unguarded, &signal("nc", 1)))).await;
+    }
+    bed.close().await;
+    assert_eq!(bed.ids(SignalFilter::default()).await, [4, 3, 2, 1]);
+    assert_eq!(bed.counters.duplicates.get(), 1);
+    assert_eq!(bed.store.stored(), 4);
+}
+
+#[tokio::test]
+async fn a_store_that_opens_again_goes_on() {
+    let state = tempfile::tempdir().unwrap();
+    let key = ContainerKey { namespace: "default".into(), id: "c1".into(), created_ns: 5 };
+    let mut bed = Bed::open(state.path(), LIMITS);
+    bed.put(1, signal("nc", 1)).await;
+    bed.send(Command::Image(key.clone(), "alpine".into())).await;
+    bed.close().await;
+    let mut bed = Bed::open(state.path(), LIMITS);
+    assert_eq!((*bed.store.last_id().borrow(), bed.store.stored()), (1, 1));
+    assert_eq!(bed.store.readers().image(key.clone()).await.unwrap().as_deref(), Some("alpine"));
+    let another = ContainerKey { created_ns: 6, ..key };
+    assert_eq!(bed.store.readers().image(another).await.unwrap(), None);
+    bed.put(2, signal("nc", 1)).await;
+    bed.close().await;
+    assert_eq!(bed.ids(SignalFilter::default()).await, [2, 1]);
+    assert_eq!(bed.counters.store_replaced.get(), 0);
+}
+
+#[tokio::test]
+async fn old_signals_go_and_their_ids_do_not_come_back() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    bed.put(1, signal("nc", 1)).await;
+    bed.put(2, signal("nc", 2 * 3600)).await;
+    bed.send(Command::Expire).await;
+    bed.close().await;
+    assert_eq!(bed.ids(SignalFilter::default()).await, [1]);
+    assert_eq!(bed.store.stored(), 1);
+    let mut bed = Bed::open(state.path(), LIMITS);
+    assert_eq!(*bed.store.last_id().borrow(), 2);
+    bed.put(3, signal("nc", 1)).await;
+    bed.close().await;
+    assert_eq!(bed.ids(SignalFilter::default()).await, [3, 1]);
+    assert_eq!(bed.counters.expired_by_size.get(), 0);
+}
+
+#[tokio::test]
+async fn the_database_stays_within_its_size() {
+    const MAX: u64 = 2 << 20;
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), Limits { max_bytes: MAX, ..LIMITS });
+    for number in 0..1000 {
+        bed.put(number, Signal { message: "x".repeat(8000), ..signal("nc", 1) }).await;
+    }
+    bed.close().await;
+    let ids = bed.ids(SignalFilter::default()).await;
+    let stored = u64::try_from(ids.len()).unwrap();
+    assert_eq!(ids.first(), Some(&1000), "the newest stay");
+    assert!(stored > 50);
+    assert_eq!(bed.store.stored(), 1000 - bed.counters.expired_by_size.get());
+    let size = fs::metadata(state.path().join(FILE_NAME)).unwrap().len();
+    assert!(size <= MAX, "{size}");
+}
+
+#[tokio::test]
+async fn a_corrupt_database_is_moved_aside() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join(FILE_NAME);
+    for damage in ["this is no database, and longer than a page".repeat(200), String::new()] {
+        let mut bed = Bed::open(state.path(), LIMITS);
+        bed.put(1, signal("nc", 1)).await;
+        bed.close().await;
+        let before = *bed.store.last_id().borrow();
+        if damage.is_empty() {
+            // The header stays, the tables are gone.
+            let length = fs::metadata(&path).unwrap().len();
+            let garbage = vec![0xa5; usize::try_from(length - 100).unwrap()];
+            fs::File::options().write(true).open(&path).unwrap().write_all_at(&garbage, 100).unwrap();
+        } else {
+            fs::write(&path, damage).unwrap();
+        }
+        let mut bed = Bed::open(state.path(), LIMITS);
+        assert_eq!(bed.counters.store_replaced.get(), 1);
+        assert!(state.path().join("signals.db.corrupt").exists());
+        bed.put(2, signal("nc", 1)).await;
+        bed.close().await;
+        let ids = bed.ids(SignalFilter::default()).await;
+        assert!(ids.len() == 1 && ids[0] > before, "{ids:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_single_signal_is_readable_at_once() {
+    let state = tempfile::tempdir().unwrap();
+    let bed = Bed::open(state.path(), LIMITS);
+    let mut last_id = bed.store.last_id();
+    let sent = std::time::Instant::now();
+    bed.put(1, signal("nc", 1)).await;
+    last_id.wait_for(|id| *id == 1).await.unwrap();
+    assert_eq!(bed.store.readers().signal(1).await.unwrap().unwrap().id, 1);
+    assert!(bed.store.readers().signal(2).await.unwrap().is_none());
+    assert!(bed.store.readers().signal(u64::MAX).await.unwrap().is_none());
+    assert!(sent.elapsed() < Duration::from_secs(1));
+}

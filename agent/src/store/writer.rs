@@ -1,0 +1,198 @@
+//! The store's thread.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rusqlite::{Connection, params};
+use tokio::sync::{mpsc, watch};
+
+use super::{Command, ContainerKey, Limits, StoreError, entry::Entry, reader::Readers, retention, schema};
+use crate::{clock, counters::Counters};
+
+/// Commands of one transaction at most.
+const BATCH: usize = 256;
+/// A full disk or a busy database may be better a moment later; after that the batch is dropped and counted.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub(super) struct Writer {
+    pub(super) path: PathBuf,
+    pub(super) connection: Connection,
+    pub(super) limits: Limits,
+    pub(super) counters: Arc<Counters>,
+    pub(super) last_id: watch::Sender<u64>,
+    pub(super) stored: Arc<AtomicU64>,
+    pub(super) readers: Arc<Readers>,
+}
+
+/// What one transaction did.
+#[derive(Default)]
+struct Outcome {
+    inserted: u64,
+    duplicates: u64,
+    last_id: Option<i64>,
+}
+
+impl Writer {
+    /// Works until every sender is gone.
+    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        self.expire();
+        while commands.blocking_recv_many(&mut batch, BATCH) > 0 {
+            self.write(&batch);
+            if batch.iter().any(|command| matches!(command, Command::Expire)) {
+                self.expire();
+            }
+            self.shrink();
+            batch.clear();
+        }
+        if let Err(error) = self.connection.close() {
+            tracing::warn!(error = %error.1, "the signal database could not be closed");
+        }
+    }
+
+    /// Reads back the newest id and the number of signals.
+    pub(super) fn refresh(&mut self) -> Result<(), StoreError> {
+        let last: i64 = self.connection.query_row(
+            "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'signals'), 0)",
+            [],
+            |row| row.get(0),
+        )?;
+        let stored: i64 = self.connection.query_row("SELECT count(*) FROM signals", [], |row| row.get(0))?;
+        self.stored.store(u64::try_from(stored).unwrap_or(0), Ordering::Relaxed);
+        self.last_id.send_replace(u64::try_from(last).unwrap_or(0));
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &[Command]) {
+        for attempt in 1..=ATTEMPTS {
+            match transaction(&mut self.connection, batch) {
+                Ok(outcome) => {
+                    self.counters.duplicates.add(outcome.duplicates);
+                    self.stored.fetch_add(outcome.inserted, Ordering::Relaxed);
+                    if let Some(last) = outcome.last_id {
+                        self.last_id.send_replace(u64::try_from(last).unwrap_or(0));
+                    }
+                    return;
+                }
+                Err(error) if schema::is_corrupt(&error) => self.replace(&error),
+                Err(error) => {
+                    tracing::warn!(%error, attempt, "signals could not be stored");
+                    thread::sleep(PAUSE);
+                }
+            }
+        }
+        let signals = batch.iter().filter(|command| matches!(command, Command::Signal(_))).count();
+        let signals = u64::try_from(signals).unwrap_or(0);
+        self.counters.store_dropped.add(signals);
+        tracing::error!(signals, "signals were dropped because the database does not take them");
+    }
+
+    fn replace(&mut self, cause: &rusqlite::Error) {
+        match schema::replace(&self.path, cause, &self.counters) {
+            Ok(connection) => {
+                self.connection = connection;
+                self.readers.reopen();
+                if let Err(error) = self.refresh() {
+                    tracing::error!(%error, "the new signal database can't be read");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "no new signal database could be opened");
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    fn expire(&self) {
+        match retention::by_age(&self.connection, self.limits.max_age) {
+            Ok(removed) => self.removed(removed),
+            Err(error) => tracing::warn!(%error, "old signals could not be removed"),
+        }
+    }
+
+    fn shrink(&self) {
+        match retention::by_size(&self.connection, self.limits.max_bytes) {
+            Ok(0) => {}
+            Ok(removed) => {
+                self.removed(removed);
+                self.counters.expired_by_size.add(removed);
+                tracing::warn!(removed, "the oldest signals were removed because the database reached its size limit");
+            }
+            Err(error) => tracing::warn!(%error, "the signal database could not be kept within its size limit"),
+        }
+    }
+
+    fn removed(&self, signals: u64) {
+        self.stored.fetch_sub(signals.min(self.stored.load(Ordering::Relaxed)), Ordering::Relaxed);
+    }
+}
+
+fn transaction(connection: &mut Connection, batch: &[Command]) -> rusqlite::Result<Outcome> {
+    let transaction = connection.transaction()?;
+    let mut outcome = Outcome::default();
+    for command in batch {
+        match command {
+            Command::Signal(entry) => {
+                if insert(&transaction, entry)? {
+                    outcome.inserted += 1;
+                    outcome.last_id = Some(transaction.last_insert_rowid());
+                } else if entry.origin.is_once_only() {
+                    outcome.duplicates += 1;
+                }
+            }
+            Command::Image(container, image) => remember_image(&transaction, container, image)?,
+            Command::Expire => {}
+        }
+    }
+    transaction.commit()?;
+    Ok(outcome)
+}
+
+/// Whether it was new. (`ON CONFLICT DO NOTHING` would use up an id, and a hole among ids looks like a loss.)
+fn insert(connection: &Connection, entry: &Entry) -> rusqlite::Result<bool> {
+    let rows = connection
+        .prepare_cached(
+            "INSERT INTO signals (origin, time_ns, rule, verdict, severity, tool, category, container_id, image,
+             pod_namespace, pod_name, body) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12
+             WHERE NOT EXISTS (SELECT 1 FROM signals WHERE origin = ?1)",
+        )?
+        .execute(params![
+            entry.origin.to_bytes(),
+            entry.time_ns,
+            entry.rule,
+            entry.verdict,
+            entry.severity,
+            entry.tool,
+            entry.category,
+            entry.container_id,
+            entry.image,
+            entry.pod_namespace,
+            entry.pod_name,
+            entry.body,
+        ])?;
+    Ok(rows == 1)
+}
+
+fn remember_image(connection: &Connection, container: &ContainerKey, image: &str) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO containers (namespace, id, created_ns, image, stored_ns) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO UPDATE SET image = excluded.image, stored_ns = excluded.stored_ns",
+        )?
+        .execute(params![
+            container.namespace,
+            container.id,
+            i64::try_from(container.created_ns).unwrap_or(i64::MAX),
+            image,
+            i64::try_from(clock::now_ns()).unwrap_or(i64::MAX),
+        ])?;
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! What the agent says about the node and itself.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use portcullis_bpf::abi::ABI_VERSION;
+use portcullis_proto::v1::{GetStatusRequest, GetStatusResponse};
+use serde::Serialize;
+
+use super::report::{Check, Source};
+use crate::{
+    client::{self, ClientError},
+    time::Time,
+    view::{Backend, Mode},
+};
+
+/// Long enough for a busy node, short enough for a person.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The agent itself, as JSON has it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)] // The API's definition documents them.
+pub struct Agent {
+    pub version: String,
+    pub abi_version: u32,
+    pub backend: Backend,
+    pub backend_reason: String,
+    pub kernel: String,
+    pub started: Option<Time>,
+    pub policies: Vec<Policy>,
+    pub policy_error: String,
+    pub containers_guarded: u64,
+    pub containers_unguarded: u64,
+    pub signals_stored: u64,
+    pub last_signal_id: u64,
+    pub losses: BTreeMap<String, u64>,
+}
+
+/// A policy in force.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    pub id: u32,
+    pub name: String,
+    pub mode: Mode,
+    pub source: String,
+}
+
+/// Its answer.
+#[derive(Debug)]
+pub struct Status {
+    pub agent: Agent,
+    pub checks: Vec<Check>,
+}
+
+/// Asks it; without an answer, the check that says so.
+pub async fn ask(socket: &Path) -> Result<Status, Check> {
+    let answer = tokio::time::timeout(PATIENCE, async {
+        let agent = client::Agent::connect(socket).await?;
+        let response = agent.node().get_status(client::request(GetStatusRequest {})).await;
+        response.map_err(|status| agent.error(&status))
+    });
+    match answer.await {
+        Ok(Ok(response)) => Ok(status(response.into_inner())),
+        Ok(Err(ClientError::Unreachable { socket, cause, remedy })) => {
+            Err(Check::failed("agent", format!("cannot reach portcullisd at {}: {cause}", socket.display()), remedy))
+        }
+        Ok(Err(error)) => {
+            Err(Check::failed("agent", error.to_string(), "see the agent's log (journalctl -u portcullisd)"))
+        }
+        Err(_) => Err(Check::failed(
+            "agent",
+            format!("portcullisd at {} took longer than {} s to answer", socket.display(), PATIENCE.as_secs()),
+            "see the agent's log (journalctl -u portcullisd)",
+        )),
+    }
+}
+
+fn status(response: GetStatusResponse) -> Status {
+    let backend = response.backend().into();
+    let policies = response.policies.into_iter().map(|policy| Policy {
+        mode: policy.mode().into(),
+        id: policy.id,
+        name: policy.name,
+        source: policy.source,
+    });
+    let agent = Agent {
+        version: response.version,
+        abi_version: response.abi_version,
+        backend,
+        backend_reason: response.backend_reason,
+        kernel: response.kernel,
+        started: response.started.as_ref().and_then(Time::from_proto),
+        policies: policies.collect(),
+        policy_error: response.policy_error,
+        containers_guarded: response.containers_guarded,
+        containers_unguarded: response.containers_unguarded,
+        signals_stored: response.signals_stored,
+        last_signal_id: response.last_signal_id,
+        losses: response.losses.into_iter().collect(),
+    };
+    let mut checks = vec![reachable(&agent)];
+    checks.extend(response.checks.into_iter().map(Check::from));
+    checks.extend([unguarded(&agent), losses(&agent), policy(&agent)]);
+    Status { agent, checks }
+}
+
+/// The agent's own numbers, judged here; marked as the agent's.
+fn ours(check: Check) -> Check {
+    Check { source: Source::Agent, ..check }
+}
+
+fn reachable(agent: &Agent) -> Check {
+    ours(if agent.abi_version == ABI_VERSION {
+        Check::ok("agent", "portcullisd answers")
+    } else {
+        Check::warning(
+            "agent",
+            format!("portcullisd has ABI version {}, this program {ABI_VERSION}", agent.abi_version),
+            "install agent, shim and this program of one version",
+        )
+    })
+}
+
+fn unguarded(agent: &Agent) -> Check {
+    ours(match agent.containers_unguarded {
+        0 => Check::ok("containers", format!("{} guarded, none unguarded", agent.containers_guarded)),
+        unguarded => Check::warning(
+            "containers",
+            format!("{unguarded} started without their guard, {} guarded", agent.containers_guarded),
+            "see which and why with portcullis containers list -o wide",
+        ),
+    })
+}
+
+fn losses(agent: &Agent) -> Check {
+    let lost: Vec<_> = agent.losses.iter().filter(|(_, count)| **count > 0).collect();
+    ours(if lost.is_empty() {
+        Check::ok("losses", "nothing was dropped, fell back or was refused")
+    } else {
+        let lost: Vec<_> = lost.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        Check::warning(
+            "losses",
+            lost.join(", "),
+            "verdicts held all the same; the agent's log and metrics say when and why",
+        )
+    })
+}
+
+fn policy(agent: &Agent) -> Check {
+    ours(if agent.policy_error.is_empty() {
+        Check::ok("policies", format!("{} in force", agent.policies.len()))
+    } else {
+        Check::warning("policies", &agent.policy_error, "correct the file; until then the former policies are in force")
+    })
+}
+
+/// For tests of what is made of it.
+#[cfg(test)]
+pub fn sample(response: GetStatusResponse) -> Status {
+    status(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::report::State, *};
+
+    #[test]
+    fn losses_and_unguarded_containers_are_warnings() {
+        let response = GetStatusResponse {
+            abi_version: ABI_VERSION,
+            containers_unguarded: 2,
+            losses: [("ring_full".to_owned(), 7), ("argv_unreadable".to_owned(), 0)].into(),
+            policy_error: "line 3: no such tool".into(),
+            ..Default::default()
+        };
+        let status = status(response);
+        let check = |name: &str| status.checks.iter().find(|check| check.name == name).unwrap();
+        assert_eq!(check("agent").state, State::Ok);
+        assert_eq!((check("losses").state, check("losses").detail.as_str()), (State::Warning, "ring_full 7"));
+        assert_eq!(check("containers").state, State::Warning);
+        assert_eq!(check("policies").state, State::Warning);
+        assert_eq!(sample(GetStatusResponse::default()).checks[0].state, State::Warning, "another ABI version");
+    }
+}

@@ -1,0 +1,204 @@
+//! What agent and shim share on this node, looked at without asking either.
+
+use std::{
+    env, fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use portcullis_bpf::pins::{LSM_PROGRAMS, Pins, TRACEPOINT_PROGRAM};
+use portcullis_policy::{
+    policyset::{self, Backend, PolicySet},
+    record::{self, ContainerRecord, Guard},
+};
+
+use super::report::Check;
+
+/// The shim's file name, which containerd derives from the runtime type `io.containerd.portcullis.v1`.
+pub const SHIM: &str = "containerd-shim-portcullis-v1";
+
+/// Where shims are installed; root's PATH in a shell and containerd's are not always the same.
+const USUAL_DIRECTORIES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+const START: &str = "start portcullisd (systemctl start portcullisd), which writes it";
+const ROOT: &str = "run this as root";
+
+/// All of them. The records are only counted when there is no agent to say it.
+pub fn checks(run_dir: &Path, agent_answers: bool) -> Vec<Check> {
+    let mut checks = Vec::new();
+    match policy_set(&run_dir.join(policyset::FILE_NAME)) {
+        Err(check) => checks.push(check),
+        Ok(set) => {
+            let detail = format!(
+                "format {}, default policy {} ({})",
+                set.format, set.default_policy.name, set.default_policy.mode
+            );
+            checks.push(Check::ok("policyset", detail));
+            checks.push(pins(&set));
+            checks.push(program(
+                "inner-shim",
+                &set.inner_shim,
+                "install containerd's runc shim, or set inner_shim in portcullis.toml",
+            ));
+        }
+    }
+    checks.push(program(
+        "shim",
+        Path::new(SHIM),
+        "install it where containerd finds it, for example in /usr/local/bin",
+    ));
+    if !agent_answers {
+        checks.push(records(&run_dir.join(record::DIR_NAME)));
+    }
+    checks
+}
+
+/// What to say of a file that can't be read.
+fn unreadable(name: &str, path: &Path, error: &io::Error, missing: &str) -> Check {
+    let detail = format!("{}: {error}", path.display());
+    let remedy = if error.kind() == io::ErrorKind::PermissionDenied { ROOT } else { missing };
+    Check::failed(name, detail, remedy)
+}
+
+fn policy_set(path: &Path) -> Result<PolicySet, Check> {
+    let bytes = fs::read(path).map_err(|error| unreadable("policyset", path, &error, START))?;
+    PolicySet::parse(&bytes).map_err(|error| {
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        let detail = format!("{}: {error}{source}", path.display());
+        Check::failed(
+            "policyset",
+            detail,
+            "restart portcullisd, which writes it anew; install agent and shim of one version",
+        )
+    })
+}
+
+fn pins(set: &PolicySet) -> Check {
+    let pins = Pins::at(&set.pins);
+    let mut wanted = vec![pins.maps()];
+    match set.backend {
+        Backend::Lsm => wanted.extend(LSM_PROGRAMS.iter().map(|(program, _)| pins.program(program))),
+        Backend::Tracepoint => wanted.extend([pins.program(TRACEPOINT_PROGRAM.0), pins.tracepoint_link()]),
+    }
+    for path in wanted {
+        if let Err(error) = fs::symlink_metadata(&path) {
+            return unreadable("pins", &path, &error, "restart portcullisd, which loads and pins the programs");
+        }
+    }
+    Check::ok("pins", format!("{} holds what the {} backend needs", pins.directory().display(), set.backend))
+}
+
+/// A program by name or absolute path.
+fn program(name: &str, program: &Path, remedy: &str) -> Check {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories = env::split_paths(&path).chain(USUAL_DIRECTORIES.map(PathBuf::from));
+    match find(program, directories) {
+        Some(found) => Check::ok(name, found.display().to_string()),
+        None if program.is_absolute() => {
+            Check::failed(name, format!("{} is not there or not executable", program.display()), remedy)
+        }
+        None => Check::failed(
+            name,
+            format!("{} is neither in PATH nor in the usual directories", program.display()),
+            remedy,
+        ),
+    }
+}
+
+fn find(program: &Path, directories: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    let executable = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    // Joining an absolute path gives that path.
+    directories.map(|directory| directory.join(program)).find(executable)
+}
+
+fn records(directory: &Path) -> Check {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Check::ok("containers", "none"),
+        Err(error) => return unreadable("containers", directory, &error, ROOT),
+    };
+    let records = entries
+        .flatten()
+        .filter_map(|entry| serde_json::from_slice::<ContainerRecord>(&fs::read(entry.path()).ok()?).ok());
+    let (mut guarded, mut unguarded) = (0, Vec::new());
+    for record in records.filter(|record| record.ended_ns.is_none()) {
+        match record.guard {
+            Guard::Guarded => guarded += 1,
+            Guard::Unguarded { reason } => unguarded.push(format!("{} ({reason})", record.container_id)),
+        }
+    }
+    if unguarded.is_empty() {
+        return Check::ok("containers", format!("{guarded} guarded, none unguarded"));
+    }
+    let detail = format!("{} started without their guard: {}", unguarded.len(), super::containerd::some_of(&unguarded));
+    Check::warning("containers", detail, "mend the cause and start them anew")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use portcullis_policy::policyset::{FORMAT, Mode, OnAttachFailure, PolicyEntry};
+
+    use super::{super::report::State, *};
+
+    fn set(pins: PathBuf, inner_shim: PathBuf) -> PolicySet {
+        let default_policy = PolicyEntry {
+            id: 1,
+            name: "default".into(),
+            mode: Mode::Detect,
+            on_attach_failure: OnAttachFailure::Allow,
+            allow_loosening: false,
+        };
+        PolicySet { format: FORMAT, backend: Backend::Lsm, pins, inner_shim, default_policy }
+    }
+
+    fn state(checks: &[Check], name: &str) -> State {
+        checks.iter().find(|check| check.name == name).unwrap_or_else(|| panic!("no check {name}")).state
+    }
+
+    #[test]
+    fn a_complete_node_is_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let pins = Pins::at(directory.path().join("v1"));
+        fs::create_dir_all(pins.maps()).unwrap();
+        fs::create_dir_all(pins.programs()).unwrap();
+        for (program, _) in LSM_PROGRAMS {
+            fs::write(pins.program(program), "").unwrap();
+        }
+        let set = set(pins.directory().to_owned(), "/bin/sh".into());
+        fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
+        let checks = checks(directory.path(), false);
+        for name in ["policyset", "pins", "inner-shim", "containers"] {
+            assert_eq!(state(&checks, name), State::Ok, "{checks:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = checks(directory.path(), true);
+        assert_eq!(state(&missing, "policyset"), State::Failed);
+        assert!(missing.iter().all(|check| (check.state == State::Ok) == check.remedy.is_empty()), "{missing:?}");
+        let set = set(directory.path().join("v1"), "no-such-shim".into());
+        fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
+        let broken = checks(directory.path(), true);
+        assert_eq!(state(&broken, "pins"), State::Failed);
+        assert_eq!(state(&broken, "inner-shim"), State::Failed);
+        fs::write(directory.path().join("policyset"), r#"{"format": 99}"#).unwrap();
+        assert_eq!(state(&checks(directory.path(), true), "policyset"), State::Failed);
+    }
+
+    #[test]
+    fn only_executable_files_are_programs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SHIM);
+        fs::write(&path, "").unwrap();
+        let found = || find(Path::new(SHIM), [directory.path().to_owned()].into_iter());
+        assert_eq!(found(), None);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(found(), Some(path.clone()));
+    }
+}

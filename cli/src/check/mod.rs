@@ -1,0 +1,137 @@
+//! `check`: what this node can do and whether it is well. The agent is asked when it runs; the node itself is looked
+//! at from here in any case, so that this helps when the agent does not start.
+
+mod agent;
+mod containerd;
+mod local;
+mod report;
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use portcullis_bpf::probe;
+
+use self::report::{Check, Report, State};
+use crate::{
+    args::Global,
+    exit,
+    output::{self, Format},
+};
+
+/// Look at this node: kernel, programs, shim, containerd, agent
+///
+/// Shows the backend (lsm or tracepoint) and why, then each thing looked at with its state and, where it is not well,
+/// what to do. Run it as root: most of what it looks at is root's.
+///
+/// Exit codes: 0 when nothing failed, warnings allowed; 1 when something failed.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where agent and shims keep what they share
+    #[arg(long, value_name = "DIR", default_value = "/run/portcullis")]
+    run_dir: PathBuf,
+    /// containerd's state directory
+    #[arg(long, value_name = "DIR", default_value = "/run/containerd")]
+    containerd_state: PathBuf,
+    /// containerd's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    containerd_config: PathBuf,
+}
+
+impl Args {
+    /// Looks and prints; the code says whether anything failed.
+    pub async fn run(&self, global: &Global) -> anyhow::Result<ExitCode> {
+        let status = agent::ask(&global.socket).await;
+        let report = self.look(probe::node(), status);
+        let mut out = BufWriter::new(io::stdout().lock());
+        match global.output {
+            Format::Json => output::json(&mut out, &report)?,
+            Format::Yaml => output::yaml(&mut out, &report)?,
+            Format::Table | Format::Wide => {
+                report.write(&mut out, global.screen(), global.output == Format::Wide)?;
+            }
+        }
+        out.flush()?;
+        Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILED) })
+    }
+
+    fn look(&self, node: probe::Report, status: Result<agent::Status, Check>) -> Report {
+        let (agent, mut agent_checks) = match status {
+            Ok(status) => (Some(status.agent), status.checks),
+            Err(check) => (None, vec![check]),
+        };
+        let mut checks: Vec<Check> = node.checks.into_iter().map(Check::from).collect();
+        // The agent looked at the same kernel when it started. Its word is worth a line where it differs.
+        agent_checks.retain(|theirs| !checks.iter().any(|ours| ours.says_the_same(theirs)));
+        let in_force = agent.as_ref().map(|agent| (agent.backend, agent.backend_reason.clone()));
+        let (backend, backend_reason, backend_check) = report::backend((node.backend, node.reason), in_force);
+        checks.insert(0, backend_check);
+        checks.extend(local::checks(&self.run_dir, agent.is_some()));
+        checks.push(containerd::config(&self.containerd_config));
+        checks.push(containerd::bundles(&self.containerd_state));
+        checks.extend(agent_checks);
+        Report {
+            ok: checks.iter().all(|check| check.state != State::Failed),
+            backend,
+            backend_reason,
+            kernel: node.kernel,
+            agent,
+            checks,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_bpf::Backend;
+
+    use super::*;
+
+    fn args(directory: &std::path::Path) -> Args {
+        Args {
+            run_dir: directory.join("run"),
+            containerd_state: directory.join("containerd"),
+            containerd_config: directory.join("config.toml"),
+        }
+    }
+
+    fn node(state: probe::State) -> probe::Report {
+        let check = probe::Check { name: "bpf-lsm", state, detail: "detail".into(), remedy: String::new() };
+        probe::Report {
+            kernel: "6.1.0".into(),
+            backend: Some(Backend::Lsm),
+            reason: "it is there".into(),
+            checks: vec![check],
+        }
+    }
+
+    #[test]
+    fn any_failure_is_the_outcome() {
+        let directory = tempfile::tempdir().unwrap();
+        let report =
+            args(directory.path()).look(node(probe::State::Ok), Err(Check::failed("agent", "gone", "start it")));
+        assert!(!report.ok);
+        assert_eq!(report.backend.word(), "lsm");
+        assert_eq!(report.kernel, "6.1.0");
+        let state = |name: &str| report.checks.iter().find(|check| check.name == name).map(|check| check.state);
+        assert_eq!(state("backend"), Some(State::Ok));
+        assert_eq!(state("bpf-lsm"), Some(State::Ok));
+        assert_eq!(state("policyset"), Some(State::Failed));
+        assert_eq!(state("agent"), Some(State::Failed));
+    }
+
+    #[test]
+    fn the_agent_does_not_repeat_the_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let theirs = |state| Check { source: report::Source::Agent, state, ..Check::ok("bpf-lsm", "seen at start") };
+        let status = |state| {
+            let agent = agent::sample(portcullis_proto::v1::GetStatusResponse::default());
+            Ok(agent::Status { agent: agent.agent, checks: vec![theirs(state)] })
+        };
+        let count = |report: &Report| report.checks.iter().filter(|check| check.name == "bpf-lsm").count();
+        assert_eq!(count(&args(directory.path()).look(node(probe::State::Ok), status(State::Ok))), 1);
+        assert_eq!(count(&args(directory.path()).look(node(probe::State::Ok), status(State::Failed))), 2);
+    }
+}

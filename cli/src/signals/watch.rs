@@ -1,0 +1,149 @@
+//! `signals watch`: stored signals after an id, then new ones as they come, across restarts of the agent.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use anyhow::Context;
+use portcullis_proto::v1::{GetStatusRequest, WatchSignalsRequest, WatchSignalsResponse};
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::{Request, Streaming};
+
+use super::{filter::Filter, row};
+use crate::{
+    args::Global,
+    client::{self, Agent, ClientError},
+    exit::note,
+    output::{self, Format},
+    table::Table,
+    view::Signal,
+};
+
+/// Waits between attempts: the first, doubled up to the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Follow signals as they come
+///
+/// When the agent restarts, this reconnects and goes on after the last signal seen. Ctrl-C ends it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Begin with those stored after this id (0: all that are stored); without it, only new ones
+    #[arg(long, value_name = "ID")]
+    after: Option<u64>,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+impl Args {
+    /// Follows until interrupted, or until nobody reads the output.
+    pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+        tokio::select! {
+            result = self.follow(global) => result,
+            interrupted = tokio::signal::ctrl_c() => Ok(interrupted.context("waiting for SIGINT")?),
+            _ = terminate.recv() => Ok(()),
+        }
+    }
+
+    async fn follow(&self, global: &Global) -> anyhow::Result<()> {
+        // An agent that is not there at all is worth an error; one that goes away is worth waiting for.
+        let agent = Agent::connect(&global.socket).await?;
+        let after = match self.after {
+            Some(after) => after,
+            // So there is a point to resume from, even if the agent restarts before the first signal.
+            None => last_id(&agent).await?,
+        };
+        let mut request =
+            WatchSignalsRequest { filter: Some(self.filter.to_proto(&agent).await?), after_id: Some(after) };
+        let mut stream = Stream::open(agent, &request).await?;
+        let mut printer = Printer::new(global);
+        let mut wait = FIRST_WAIT;
+        loop {
+            let cause = match stream.next().await {
+                Ok(Some(signal)) => {
+                    request.after_id = Some(signal.id);
+                    printer.print(&signal)?;
+                    // An agent that has sent something is well again; one that only accepts and hangs up is not.
+                    wait = FIRST_WAIT;
+                    continue;
+                }
+                Ok(None) => "portcullisd ended the stream".to_owned(),
+                Err(error) if error.is_passing() => error.to_string(),
+                Err(error) => return Err(error.into()),
+            };
+            note(&format!("{cause}; reconnecting"));
+            stream = reopen(global, &request, &mut wait).await?;
+            note(&format!("reconnected, going on after signal {}", request.after_id()));
+        }
+    }
+}
+
+async fn last_id(agent: &Agent) -> Result<u64, ClientError> {
+    let status = agent.node().get_status(client::request(GetStatusRequest {})).await;
+    Ok(status.map_err(|status| agent.error(&status))?.into_inner().last_signal_id)
+}
+
+async fn reopen(global: &Global, request: &WatchSignalsRequest, wait: &mut Duration) -> Result<Stream, ClientError> {
+    loop {
+        tokio::time::sleep(*wait).await;
+        *wait = (*wait * 2).min(LONGEST_WAIT);
+        let attempt = match Agent::connect(&global.socket).await {
+            Ok(agent) => Stream::open(agent, request).await,
+            Err(error) => Err(error),
+        };
+        match attempt {
+            Err(error) if error.is_passing() => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+struct Stream {
+    agent: Agent,
+    inner: Streaming<WatchSignalsResponse>,
+}
+
+impl Stream {
+    async fn open(agent: Agent, request: &WatchSignalsRequest) -> Result<Self, ClientError> {
+        // No deadline: the stream has no end.
+        let response = agent.signals().watch_signals(Request::new(request.clone())).await;
+        Ok(Self { inner: response.map_err(|status| agent.error(&status))?.into_inner(), agent })
+    }
+
+    async fn next(&mut self) -> Result<Option<Signal>, ClientError> {
+        loop {
+            match self.inner.message().await.map_err(|status| self.agent.error(&status))? {
+                // An empty message only shows that the agent is alive.
+                Some(WatchSignalsResponse { signal: None }) => {}
+                message => return Ok(message.and_then(|message| message.signal).map(Into::into)),
+            }
+        }
+    }
+}
+
+struct Printer {
+    format: Format,
+    table: Table,
+}
+
+impl Printer {
+    fn new(global: &Global) -> Self {
+        Self { format: global.output, table: row::table(global.output == Format::Wide, global.screen()) }
+    }
+
+    fn print(&mut self, signal: &Signal) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        match self.format {
+            Format::Json => output::json_line(&mut out, signal)?,
+            Format::Yaml => {
+                writeln!(out, "---")?;
+                output::yaml(&mut out, signal)?;
+            }
+            Format::Table => self.table.write(&mut out, &[row::row(signal, false)])?,
+            Format::Wide => self.table.write(&mut out, &[row::row(signal, true)])?,
+        }
+        out.flush()
+    }
+}

@@ -1,0 +1,307 @@
+//! What `-o json` shows, and the one place where the API's messages are turned into it. docs/cli.md documents it.
+//!
+//! The shape is stable: names in lowerCamelCase, enums as short words, times in RFC 3339 with nanoseconds. Every field
+//! is always there; what the agent does not know is `null`, an empty string, or the word `unknown`.
+
+use std::fmt;
+
+use clap::{ValueEnum, builder::PossibleValue};
+use portcullis_proto::v1;
+use serde::{Serialize, Serializer};
+
+use crate::time::Time;
+
+/// An enum of the API with the word for each value. `Unknown` stands for unset and for values newer than this program.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($value:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { Unknown, $($value),+ }
+
+        impl $name {
+            /// Its word.
+            pub fn word(self) -> &'static str {
+                match self { Self::Unknown => "unknown", $(Self::$value => $word),+ }
+            }
+        }
+
+        impl From<v1::$name> for $name {
+            fn from(value: v1::$name) -> Self {
+                match value { v1::$name::Unspecified => Self::Unknown, $(v1::$name::$value => Self::$value),+ }
+            }
+        }
+
+        impl From<$name> for v1::$name {
+            fn from(value: $name) -> Self {
+                match value { $name::Unknown => Self::Unspecified, $($name::$value => Self::$value),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.word())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.word())
+            }
+        }
+
+        impl ValueEnum for $name {
+            fn value_variants<'a>() -> &'a [Self] {
+                &[$(Self::$value),+]
+            }
+
+            fn to_possible_value(&self) -> Option<PossibleValue> {
+                Some(PossibleValue::new(self.word()))
+            }
+        }
+    };
+}
+
+words! {
+    /// What was done.
+    Verdict { Detected = "detected", WouldBlock = "would_block", Blocked = "blocked", Killed = "killed" }
+}
+words! {
+    /// How bad it is.
+    Severity { Low = "low", Medium = "medium", High = "high", Critical = "critical" }
+}
+words! {
+    /// Whether a policy stops anything.
+    Mode { Detect = "detect", Enforce = "enforce" }
+}
+words! {
+    /// How the kernel side works.
+    Backend { Lsm = "lsm", Tracepoint = "tracepoint" }
+}
+words! {
+    /// How a tool was recognised.
+    Identification { InvokedName = "invoked_name", ResolvedName = "resolved_name" }
+}
+words! {
+    /// How a process came to be in its container.
+    Origin { Container = "container", ExecSession = "exec_session" }
+}
+
+fn time(time: Option<prost_types::Timestamp>) -> Option<Time> {
+    time.as_ref().and_then(Time::from_proto)
+}
+
+/// One finding.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)] // The API's definition documents them; so do all below.
+pub struct Signal {
+    pub id: u64,
+    pub rule: String,
+    pub severity: Severity,
+    pub verdict: Verdict,
+    pub time: Option<Time>,
+    pub tool: Option<Tool>,
+    pub identified_by: Vec<Identification>,
+    pub container: Option<Container>,
+    pub process: Option<Process>,
+    pub lineage: Vec<Ancestor>,
+    pub lineage_truncated: bool,
+    pub origin: Origin,
+    pub policy: String,
+    pub backend: Backend,
+    pub message: String,
+}
+
+/// A tool of the catalogue.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tool {
+    pub id: String,
+    pub category: String,
+    pub techniques: Vec<String>,
+}
+
+/// The process that executed it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_excessive_bools)] // As the API has them.
+pub struct Process {
+    pub pid: u32,
+    pub tid: u32,
+    pub container_pid: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub invoked_name: String,
+    pub filename: String,
+    pub filename_truncated: bool,
+    pub exe: String,
+    pub exe_truncated: bool,
+    pub argv: Vec<String>,
+    pub argc: u32,
+    pub argv_truncated: bool,
+    pub argv_unconfirmed: bool,
+    pub cwd: String,
+    pub cwd_truncated: bool,
+    pub tty: String,
+    pub start_time: Option<Time>,
+}
+
+/// An image that led to the process.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ancestor {
+    pub pid: u32,
+    pub container_pid: u32,
+    pub uid: u32,
+    pub exe: String,
+    pub exe_truncated: bool,
+    pub argv: Vec<String>,
+    pub argv_truncated: bool,
+    pub start_time: Option<Time>,
+}
+
+/// A container.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    pub id: String,
+    pub containerd_namespace: String,
+    pub image: String,
+    pub cgroup_id: u64,
+    pub pod: Option<Pod>,
+    pub mode: Mode,
+    pub mode_reason: String,
+    pub policy: String,
+    pub backend: Backend,
+    pub guarded: bool,
+    pub unguarded_reason: String,
+    pub created: Option<Time>,
+    pub ended: Option<Time>,
+    pub counters: Option<Counters>,
+}
+
+/// Its Kubernetes pod.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pod {
+    pub name: String,
+    pub namespace: String,
+    pub sandbox_id: String,
+    pub container_name: String,
+}
+
+/// What the kernel counted for a container.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    pub matched: u64,
+    pub blocked: u64,
+    pub killed: u64,
+    pub lost: u64,
+}
+
+impl From<v1::Signal> for Signal {
+    fn from(signal: v1::Signal) -> Self {
+        Self {
+            id: signal.id,
+            severity: signal.severity().into(),
+            verdict: signal.verdict().into(),
+            identified_by: signal.identified_by().map(Into::into).collect(),
+            origin: signal.origin().into(),
+            backend: signal.backend().into(),
+            rule: signal.rule,
+            time: time(signal.time),
+            tool: signal.tool.map(Into::into),
+            container: signal.container.map(Into::into),
+            process: signal.process.map(Into::into),
+            lineage: signal.lineage.into_iter().map(Into::into).collect(),
+            lineage_truncated: signal.lineage_truncated,
+            policy: signal.policy,
+            message: signal.message,
+        }
+    }
+}
+
+impl From<v1::Tool> for Tool {
+    fn from(tool: v1::Tool) -> Self {
+        Self { id: tool.id, category: tool.category, techniques: tool.techniques }
+    }
+}
+
+impl From<v1::Process> for Process {
+    fn from(process: v1::Process) -> Self {
+        Self {
+            pid: process.pid,
+            tid: process.tid,
+            container_pid: process.container_pid,
+            uid: process.uid,
+            gid: process.gid,
+            invoked_name: process.invoked_name,
+            filename: process.filename,
+            filename_truncated: process.filename_truncated,
+            exe: process.exe,
+            exe_truncated: process.exe_truncated,
+            argv: process.argv,
+            argc: process.argc,
+            argv_truncated: process.argv_truncated,
+            argv_unconfirmed: process.argv_unconfirmed,
+            cwd: process.cwd,
+            cwd_truncated: process.cwd_truncated,
+            tty: process.tty,
+            start_time: time(process.start_time),
+        }
+    }
+}
+
+impl From<v1::Ancestor> for Ancestor {
+    fn from(ancestor: v1::Ancestor) -> Self {
+        Self {
+            pid: ancestor.pid,
+            container_pid: ancestor.container_pid,
+            uid: ancestor.uid,
+            exe: ancestor.exe,
+            exe_truncated: ancestor.exe_truncated,
+            argv: ancestor.argv,
+            argv_truncated: ancestor.argv_truncated,
+            start_time: time(ancestor.start_time),
+        }
+    }
+}
+
+impl From<v1::Container> for Container {
+    fn from(container: v1::Container) -> Self {
+        Self {
+            mode: container.mode().into(),
+            backend: container.backend().into(),
+            id: container.id,
+            containerd_namespace: container.containerd_namespace,
+            image: container.image,
+            cgroup_id: container.cgroup_id,
+            pod: container.pod.map(Into::into),
+            mode_reason: container.mode_reason,
+            policy: container.policy,
+            guarded: container.guarded,
+            unguarded_reason: container.unguarded_reason,
+            created: time(container.created),
+            ended: time(container.ended),
+            counters: container.counters.map(Into::into),
+        }
+    }
+}
+
+impl From<v1::Pod> for Pod {
+    fn from(pod: v1::Pod) -> Self {
+        Self {
+            name: pod.name,
+            namespace: pod.namespace,
+            sandbox_id: pod.sandbox_id,
+            container_name: pod.container_name,
+        }
+    }
+}
+
+impl From<v1::Counters> for Counters {
+    fn from(counters: v1::Counters) -> Self {
+        Self { matched: counters.matched, blocked: counters.blocked, killed: counters.killed, lost: counters.lost }
+    }
+}

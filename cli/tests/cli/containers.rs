@@ -1,0 +1,31 @@
+use portcullis_proto::v1::Container;
+
+use crate::support::*;
+
+#[test]
+fn shows_what_is_guarded_and_what_is_not() {
+    let unguarded = Container {
+        id: "ctr-1".into(),
+        guarded: false,
+        unguarded_reason: format!("no cgroup {HOSTILE}"),
+        pod: None,
+        ..container()
+    };
+    let ended = Container { id: "old".into(), ended: container().created, ..container() };
+    let node = Node::new();
+    let _agent = Agent::start(&node, Data { containers: vec![container(), unguarded, ended], ..Data::default() });
+    assert_eq!(
+        stdout(&node.run(&["containers", "list"])),
+        "CONTAINER     IMAGE                    POD             GUARD      MODE     POLICY   MATCHED  STOPPED  LOST\n\
+         0123456789ab  docker.io/library/web:1  shop/web-0/web  guarded    enforce  default  3        2        0\n\
+         ctr-1         docker.io/library/web:1  -               UNGUARDED  enforce  default  3        2        0\n"
+    );
+    let wide = stdout(&node.run(&["containers", "list", "--ended", "-o", "wide"]));
+    assert_eq!(wide.lines().count(), 4);
+    assert!(wide.contains("no cgroup x\\x1b[2J\\nforged"), "{wide}");
+    assert_harmless(&wide);
+    let json = node.json(&["containers", "list"]);
+    assert_eq!(json[0]["counters"]["matched"], 3);
+    assert_eq!(json[1]["guarded"], false);
+    assert_eq!(json[1]["cgroupId"], 4711);
+}

@@ -1,0 +1,11 @@
+//! The built program against an agent in this process that serves canned data over a real socket.
+// For clippy.toml: helpers of tests may unwrap as tests do.
+#![cfg(test)]
+
+mod check;
+mod containers;
+mod generated;
+mod list;
+mod report;
+mod support;
+mod watch;

