@@ -29,6 +29,8 @@ pub struct Paths {
     pub run_dir: PathBuf,
     /// A bpffs.
     pub bpffs_root: PathBuf,
+    /// The backend to insist on.
+    pub backend: Option<String>,
 }
 
 impl Paths {
@@ -55,7 +57,8 @@ impl Paths {
     /// The configuration that the tests use.
     pub fn configuration(&self) -> String {
         format!(
-            "run_dir = \"{}\"\nbpffs_root = \"{}\"\nstate_dir = \"{}\"\npolicy_dir = \"{}\"\n",
+            "backend = \"{}\"\nrun_dir = \"{}\"\nbpffs_root = \"{}\"\nstate_dir = \"{}\"\npolicy_dir = \"{}\"\n",
+            self.backend.as_deref().unwrap_or("auto"),
             self.run_dir.display(),
             self.bpffs_root.display(),
             self.directory.join("state").display(),

@@ -36,7 +36,9 @@ pub struct Setup {
     pub image: PathBuf,
     /// `PORTCULLIS_CONTAINERD_ROOT`: a containerd root that may have the image already.
     pub containerd_root: Option<PathBuf>,
-    /// `PORTCULLIS_EXPECT_BACKEND`: the backend that this kernel must give.
+    /// `PORTCULLIS_BACKEND`: the backend to insist on; otherwise the agent chooses.
+    pub backend: Option<String>,
+    /// `PORTCULLIS_EXPECT_BACKEND`: the backend that the agent must choose.
     pub expected_backend: Option<String>,
 }
 
@@ -48,8 +50,28 @@ impl Setup {
             bin_dir: path("PORTCULLIS_BIN_DIR")?,
             image: path("PORTCULLIS_IMAGE")?,
             containerd_root: path("PORTCULLIS_CONTAINERD_ROOT"),
+            backend: env::var("PORTCULLIS_BACKEND").ok(),
             expected_backend: env::var("PORTCULLIS_EXPECT_BACKEND").ok(),
         })
+    }
+
+    /// Everything of an agent below one directory.
+    pub fn agent_paths(&self, directory: &Path, bpffs: &Path) -> Paths {
+        Paths {
+            program: self.bin_dir.join("portcullisd"),
+            directory: directory.to_owned(),
+            run_dir: directory.join("run"),
+            bpffs_root: bpffs.join("portcullis"),
+            backend: self.backend.clone(),
+        }
+    }
+
+    /// A containerd below `directory` that has the image and starts our shim with the files of `run_dir`.
+    pub fn start_containerd(&self, directory: &Path, run_dir: &Path) -> Result<Containerd> {
+        let root = self.containerd_root.clone().unwrap_or_else(|| directory.join("root"));
+        let containerd = Containerd::start(&directory.join("containerd"), &root, &self.path()?, run_dir)?;
+        containerd.import(&self.image)?;
+        Ok(containerd)
     }
 
     /// Our shim and the system's programs.
@@ -98,19 +120,11 @@ impl Node {
     pub fn start(setup: &Setup) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("portcullis-").tempdir()?;
         let bpffs = Bpffs::mount(&directory.path().join("bpf"))?;
-        let paths = Paths {
-            program: setup.bin_dir.join("portcullisd"),
-            directory: directory.path().to_owned(),
-            run_dir: directory.path().join("run"),
-            bpffs_root: bpffs.0.join("portcullis"),
-        };
+        let paths = setup.agent_paths(directory.path(), &bpffs.0);
         paths.prepare()?;
         let agent = Agent::start(&paths)?;
         let set = eventually(|| read_policy_set(&paths))?;
-        let root = setup.containerd_root.clone().unwrap_or_else(|| directory.path().join("root"));
-        let containerd =
-            Containerd::start(&directory.path().join("containerd"), &root, &setup.path()?, &paths.run_dir)?;
-        containerd.import(&setup.image)?;
+        let containerd = setup.start_containerd(directory.path(), &paths.run_dir)?;
         if let Some(expected) = &setup.expected_backend {
             ensure!(set.backend.to_string() == *expected, "the agent chose backend {}: {}", set.backend, agent.log());
         }

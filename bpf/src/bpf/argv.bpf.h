@@ -35,11 +35,16 @@ static __always_inline void append(struct argv_cursor *c, u64 string, const u32 
 	}
 	len &= capacity - 1;
 	n = bpf_probe_read_user_str(c->to + len, (capacity - len) & (2 * capacity - 1), (void *)string);
-	if (n <= 0) {
+	if (n < 0) {
 		COUNT(argv_read_failed);
 		c->truncated = true;
 		return;
 	}
+	/*
+	 * Older kernels answer 0 for an empty string instead of 1. No branch: with one, the verifier follows each later argument's
+	 * offset twice, and takes minutes.
+	 */
+	n += (u64)(n - 1) >> 63;
 	/* A string that fills the room exactly may have been longer. */
 	if ((u32)n == capacity - len)
 		c->truncated = true;
