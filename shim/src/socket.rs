@@ -56,24 +56,21 @@ pub enum State {
 }
 
 /// Finds out by connecting.
-pub fn probe(path: &Path) -> io::Result<State> {
+pub fn probe(path: &Path) -> Result<State> {
     match UnixStream::connect(path) {
         Ok(_) => Ok(State::Live),
-        Err(error) => match error.kind() {
-            io::ErrorKind::ConnectionRefused => Ok(State::Stale),
-            io::ErrorKind::NotFound => Ok(State::Absent),
-            _ => Err(error),
-        },
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(State::Stale),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::Absent),
+        Err(error) => Err(error).with_context(|| format!("connecting to {}", path.display())),
     }
 }
 
 /// Removes a socket that nobody listens on.
 pub fn remove_stale(path: &Path) -> Result<()> {
-    let result = match probe(path) {
-        Ok(State::Stale) => fs::remove_file(path),
-        other => other.map(drop),
-    };
-    result.with_context(|| format!("removing the stale socket {}", path.display()))
+    if probe(path)? != State::Stale {
+        return Ok(());
+    }
+    fs::remove_file(path).with_context(|| format!("removing the stale socket {}", path.display()))
 }
 
 /// Binds the socket; `None` when another process serves it.
@@ -88,7 +85,7 @@ pub fn bind(path: &Path) -> Result<Option<UnixListener>> {
     let doing = || format!("binding {}", path.display());
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if probe(path).with_context(doing)? == State::Live {
+            if probe(path)? == State::Live {
                 return Ok(None);
             }
             remove_stale(path)?;

@@ -1,5 +1,5 @@
-//! What a bundle remembers of the shims that serve it: written by `start`, read by the daemon and by `delete`, which
-//! has to know what is left when both shims have died.
+//! What a bundle remembers of the shims that serve it: written by `start`, completed by the daemon, read by
+//! `delete`, which has to know what is left when both shims have died.
 
 use std::{
     fs,
@@ -24,10 +24,12 @@ pub struct Shims {
     pub answer: Vec<u8>,
     /// The inner shim's program.
     pub inner_program: PathBuf,
-    /// The inner shim's process.
-    pub inner: Process,
-    /// Where it listens.
+    /// Where the inner shim listens.
     pub inner_address: String,
+    /// The version of the task API it speaks.
+    pub task_version: u32,
+    /// Its process; `None` until it was asked.
+    pub inner: Option<Process>,
 }
 
 impl Shims {
@@ -127,8 +129,9 @@ mod tests {
             socket: "/s".into(),
             answer: b"unix:///s".to_vec(),
             inner_program: "/i".into(),
-            inner: Process { pid: 7, start_time: 8 },
             inner_address: "unix:///i".into(),
+            task_version: 2,
+            inner: Some(Process { pid: 7, start_time: 8 }),
         };
         shims.save(bundle.path()).unwrap();
         assert_eq!(Shims::load(bundle.path()).unwrap(), Some(shims));

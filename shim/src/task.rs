@@ -5,6 +5,8 @@ use containerd_shim_protos::api::{ConnectRequest, ConnectResponse};
 use protobuf::Message;
 use ttrpc::{Code, Request, Response, asynchronous::Client, get_status};
 
+use crate::process::Process;
+
 /// The task API's versions differ in nothing but the name.
 pub const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
@@ -31,11 +33,6 @@ pub const METHODS: [&str; 17] = [
 
 /// How long a call of our own may take.
 const TIMEOUT_NS: i64 = 10_000_000_000;
-
-/// The service of a version of the task API.
-pub fn service(version: u32) -> String {
-    format!("containerd.task.v{version}.Task")
-}
 
 /// A response that says no.
 pub fn refusal(code: Code, message: &str) -> Response {
@@ -73,13 +70,13 @@ pub fn request(service: &str, method: &str, message: &impl Message) -> Result<Re
     })
 }
 
-/// Asks a shim for its pid.
-pub async fn shim_pid(client: &Client, version: u32, id: &str) -> Result<u32> {
-    let message = ConnectRequest { id: id.to_owned(), ..ConnectRequest::default() };
-    let request = request(&service(version), "Connect", &message)?;
+/// Asks a shim which process it is.
+pub async fn process(client: &Client, version: u32) -> Result<Process> {
+    let service = format!("containerd.task.v{version}.Task");
+    let request = request(&service, "Connect", &ConnectRequest::default())?;
     let response = client.request(request).await.context("asking the inner shim for its pid")?;
     let answer = ConnectResponse::parse_from_bytes(&response.payload).context("decoding the inner shim's pid")?;
-    Ok(answer.shim_pid)
+    Process::of(answer.shim_pid).context("finding the inner shim")
 }
 
 #[cfg(test)]

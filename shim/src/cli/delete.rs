@@ -11,6 +11,7 @@ use crate::{
     args::Flags,
     guard::Warden,
     inner::{self, Inner},
+    proxy,
     rundir::RunDir,
     socket,
     state::Shims,
@@ -42,14 +43,15 @@ pub fn delete(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
     answer
 }
 
-/// Ends an inner shim that lost its outer one, and removes the sockets of both. As long as the outer one listens it has
-/// other containers, or is about to end by itself.
+/// Ends an inner shim that lost its outer one, and removes the sockets of both. As long as the outer one answers it
+/// has other containers, or is about to end by itself.
 fn bury(shims: &Shims) -> Result<()> {
-    match socket::probe(&shims.socket).context("finding out whether the shim lives")? {
-        socket::State::Live => return Ok(()),
-        socket::State::Stale => shims.inner.kill().context("ending the inner shim")?,
-        // The outer one removed it when the inner one had gone.
-        socket::State::Absent => {}
+    if proxy::find(&shims.socket)?.is_some() {
+        return Ok(());
+    }
+    // Where the outer one's socket is absent, it removed it because the inner one had gone.
+    if socket::probe(&shims.socket)? == socket::State::Stale {
+        super::end_inner(shims)?;
     }
     if let Ok(path) = socket::path_of(&shims.inner_address) {
         socket::remove_stale(path)?;

@@ -11,12 +11,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use ttrpc::asynchronous::Client;
 
 pub use self::{delete::delete, start::start};
 use crate::{
     bootstrap::Input,
     inner::{self, Inner},
+    proxy,
     rundir::RunDir,
+    socket,
+    state::Shims,
+    task,
 };
 
 /// More than containerd ever sends.
@@ -30,6 +35,20 @@ fn input() -> Result<Vec<u8>> {
         stdin.lock().take(INPUT_LIMIT).read_to_end(&mut bytes).context("reading standard input")?;
     }
     Ok(bytes)
+}
+
+/// Ends the inner shim.
+fn end_inner(shims: &Shims) -> Result<()> {
+    let process = match shims.inner {
+        Some(process) => process,
+        // Ours died before it had asked. One that nobody can connect to has died as well.
+        None if socket::probe(socket::path_of(&shims.inner_address)?)? != socket::State::Live => return Ok(()),
+        None => proxy::event_loop()?.block_on(async {
+            let client = Client::connect(&shims.inner_address).await.context("connecting to the inner shim")?;
+            task::process(&client, shims.task_version).await
+        })?,
+    };
+    process.kill().context("ending the inner shim")
 }
 
 /// `-info`: what the runtime can do is what the inner shim's runtime can do. Asked when containerd starts, perhaps

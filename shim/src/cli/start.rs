@@ -5,25 +5,22 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     os::unix::{net::UnixListener, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
-use tokio::runtime;
-use ttrpc::asynchronous::Client;
 
 use crate::{
     args::Flags,
     bootstrap::{Answer, Input},
     inner::{self, Inner},
-    process::Process,
     proxy,
     rundir::RunDir,
     socket, spec,
     state::{self, Shims},
-    task,
 };
 
 /// The file in which containerd finds a shim's address again after a restart.
@@ -51,26 +48,39 @@ fn start_in(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
         spec::group(&annotations, &flags.id),
     );
     inner::prepare(&bundle)?;
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().context("starting the event loop")?;
-    let shims = match socket::bind(&socket)? {
-        // One pair of shims serves all containers of a pod.
-        None => {
-            let shims = runtime.block_on(proxy::describe(&socket))?;
+    let new = New { flags, containerd_address: address, arguments, input: &input.for_inner, bundle: &bundle };
+    let shims = match bind_or_join(&socket)? {
+        Side::Bound(listener) => new.start(&set.inner_shim, socket.clone(), listener).inspect_err(|_| {
+            let _ = fs::remove_file(&socket);
+        })?,
+        Side::Joined(shims) => {
             shims.save(&bundle)?;
             shims
-        }
-        Some(listener) => {
-            let request =
-                New { flags, containerd_address: address, arguments, input: &input.for_inner, bundle: &bundle };
-            let started = request.start(&set.inner_shim, socket.clone(), listener, &runtime);
-            if started.is_err() {
-                let _ = std::fs::remove_file(&socket);
-            }
-            started?
         }
     };
     state::replace(&bundle.join(ADDRESS), socket::address(&shims.socket).as_bytes())?;
     Ok(shims.answer)
+}
+
+/// How a container comes by its shims.
+enum Side {
+    /// It is the first of its group.
+    Bound(UnixListener),
+    /// One pair of shims serves all containers of a pod.
+    Joined(Shims),
+}
+
+fn bind_or_join(socket: &Path) -> Result<Side> {
+    // Twice, for a shim that dies while it is being looked at.
+    for _ in 0..2 {
+        if let Some(listener) = socket::bind(socket)? {
+            return Ok(Side::Bound(listener));
+        }
+        if let Some(shims) = proxy::find(socket)? {
+            return Ok(Side::Joined(shims));
+        }
+    }
+    bail!("the socket {} keeps changing hands: try again", socket.display())
 }
 
 /// A pair of shims to be started.
@@ -83,34 +93,24 @@ struct New<'a> {
 }
 
 impl New<'_> {
-    fn start(
-        &self,
-        inner_shim: &Path,
-        socket: PathBuf,
-        listener: UnixListener,
-        runtime: &runtime::Runtime,
-    ) -> Result<Shims> {
+    fn start(&self, inner_shim: &Path, socket: PathBuf, listener: UnixListener) -> Result<Shims> {
         let program = Inner::find(inner_shim)?;
         let answer = program.run(self.arguments, &inner::directory(self.bundle), self.input)?;
         let answer = Answer::parse(&answer).with_context(|| format!("{} start", program.program.display()))?;
-        let pid = runtime.block_on(async {
-            let client = Client::connect(&answer.address).await.context("connecting to the inner shim")?;
-            task::shim_pid(&client, answer.version, &self.flags.id).await
-        })?;
-        let inner = Process::of(pid).context("finding the inner shim")?;
         let shims = Shims {
             answer: answer.with_address(&socket::address(&socket))?,
             socket,
             inner_program: program.program,
-            inner,
             inner_address: answer.address,
+            task_version: answer.version,
+            inner: None,
         };
-        let daemon = shims.save(self.bundle).and_then(|()| self.daemon(listener));
-        if daemon.is_err() {
+        // The resident part comes up while the inner shim does, which takes longer: only it has the time to wait.
+        shims.save(self.bundle).and_then(|()| self.daemon(listener)).inspect_err(|_| {
             // It serves nobody yet, and nobody else knows of it.
-            let _ = inner.kill();
-        }
-        daemon.map(|()| shims)
+            let _ = super::end_inner(&shims);
+        })?;
+        Ok(shims)
     }
 
     /// Starts the resident part. It needs nothing of us but the socket, and that is its standard input.

@@ -10,7 +10,11 @@ use ttrpc::{
     asynchronous::{Client, MethodHandler, Service, TtrpcContext},
 };
 
-use crate::{socket, state::Shims, task};
+use crate::{
+    socket::{self, State},
+    state::Shims,
+    task,
+};
 
 /// The service.
 pub const SERVICE: &str = "portcullis.shim.v1.Shim";
@@ -33,8 +37,19 @@ pub fn service(shims: &Shims) -> Result<Service> {
     Ok(Service { methods: HashMap::from([(METHOD.to_owned(), describe)]), streams: HashMap::new() })
 }
 
-/// Asks the shim at this socket.
-pub async fn describe(path: &Path) -> Result<Shims> {
+/// The shims that serve this socket, if it is served. A process that is being killed may close its connections well
+/// before its listening socket, which then takes connections and answers none: only an answer is a sign of life.
+pub fn find(path: &Path) -> Result<Option<Shims>> {
+    if socket::probe(path)? != State::Live {
+        return Ok(None);
+    }
+    match super::event_loop()?.block_on(describe(path)) {
+        Err(_) if socket::probe(path)? != State::Live => Ok(None),
+        described => described.map(Some),
+    }
+}
+
+async fn describe(path: &Path) -> Result<Shims> {
     let doing = || format!("asking the shim that serves this group at {}", path.display());
     let client = Client::connect(&socket::address(path)).await.with_context(doing)?;
     let request = task::request(SERVICE, METHOD, &Empty::default())?;

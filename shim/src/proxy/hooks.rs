@@ -139,7 +139,8 @@ impl Containers {
 
     async fn destroy(&self, origin: &Request, id: &str) -> Result<()> {
         let id = || id.to_owned();
-        let kill = KillRequest { id: id(), signal: SIGKILL, all: true, ..KillRequest::default() };
+        // Not `all`: that means all of the cgroup, and sharing one with another container is a reason to be refused.
+        let kill = KillRequest { id: id(), signal: SIGKILL, ..KillRequest::default() };
         // It may be dead already; whether it is, Delete decides.
         let _ = self.call(origin, "Kill", &kill).await;
         self.call(origin, "Wait", &WaitRequest { id: id(), ..WaitRequest::default() }).await?;

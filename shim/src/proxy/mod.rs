@@ -6,19 +6,32 @@
 mod describe;
 mod hooks;
 
-use std::{collections::HashMap, env, fs, os::unix::net::UnixListener, sync::Arc, time::Duration};
+use std::{collections::HashMap, env, fs, os::unix::net::UnixListener, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use tokio::{io::AsyncReadExt, net::UnixStream, runtime, time};
+use tokio::{
+    io::AsyncReadExt,
+    net::UnixStream,
+    runtime::{Builder, Runtime},
+    time,
+};
 use ttrpc::{
     Request, Response,
     asynchronous::{Client, MethodHandler, Server, Service, TtrpcContext, transport::Listener},
 };
 
-pub use self::describe::describe;
+pub use self::describe::find;
 use self::hooks::Containers;
-use crate::{args::Flags, guard::Warden, rundir::RunDir, socket, state::Shims, task};
+use crate::{
+    args::Flags,
+    guard::Warden,
+    log::{self, Level},
+    rundir::RunDir,
+    socket,
+    state::Shims,
+    task,
+};
 
 /// How long answers may take to reach containerd when the inner shim has gone.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -32,13 +45,17 @@ pub fn run(flags: &Flags) -> Result<()> {
     yield_to_containerd();
 
     let bundle = env::current_dir().context("finding the bundle")?;
-    let shims = Shims::load(&bundle)?.context("the bundle was not prepared by start")?;
     let warden = Warden::new(RunDir::from_env(), &flags.namespace, &flags.address);
-    let runtime = runtime::Builder::new_current_thread().enable_all().build().context("starting the event loop")?;
-    let served = runtime.block_on(serve(listener, &shims, warden));
-    // Whatever went wrong, nobody may find a socket that no one serves.
-    let _ = fs::remove_file(&shims.socket);
-    served
+    // Should this fail while the inner shim lives, then the socket must stay behind: by it `delete` knows that there is
+    // an inner shim to be ended. Nobody sees our exit status; the log is all there is.
+    event_loop()?.block_on(serve(listener, &bundle, warden)).inspect_err(|error| {
+        log::write(&bundle, Level::Error, &flags.id, &format!("the shim ends: {error:#}"));
+    })
+}
+
+/// An event loop without threads of its own.
+pub fn event_loop() -> Result<Runtime> {
+    Builder::new_current_thread().enable_all().build().context("starting the event loop")
 }
 
 /// When memory runs out, a shim must go before containerd does, as the stock one arranges it.
@@ -51,14 +68,17 @@ fn yield_to_containerd() {
     }
 }
 
-async fn serve(listener: UnixListener, shims: &Shims, warden: Warden) -> Result<()> {
+async fn serve(listener: UnixListener, bundle: &Path, warden: Warden) -> Result<()> {
+    let mut shims = Shims::load(bundle)?.context("the bundle was not prepared by start")?;
     let inner = Client::connect(&shims.inner_address).await.context("connecting to the inner shim")?;
     // The client does not tell when its connection closes; a second one that carries nothing does.
     let lifeline =
         UnixStream::connect(socket::path_of(&shims.inner_address)?).await.context("watching the inner shim")?;
+    shims.inner = Some(task::process(&inner, shims.task_version).await?);
+    shims.save(bundle)?;
 
     let listener = Listener::try_from(listener).context("listening")?;
-    let mut server = Server::new().add_listener(listener).register_service(services(&inner, warden, shims)?);
+    let mut server = Server::new().add_listener(listener).register_service(services(&inner, warden, &shims)?);
     server.start().await.context("serving")?;
     end_of(lifeline).await;
 
