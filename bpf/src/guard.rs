@@ -70,15 +70,18 @@ pub enum GuardError {
 }
 
 /// A map opened from its pin.
+pub(crate) fn open_map(pins: &Pins, name: &'static str) -> Result<Map, GuardError> {
+    let path = pins.map(name);
+    require(&path)?;
+    MapData::from_pin(path).and_then(Map::from_map_data).map_err(|source| GuardError::Map { name, source })
+}
+
+/// A hash map opened from its pin.
 pub(crate) fn open_hash<K: aya::Pod, V: aya::Pod>(
     pins: &Pins,
     name: &'static str,
 ) -> Result<HashMap<MapData, K, V>, GuardError> {
-    let path = pins.map(name);
-    require(&path)?;
-    let data = MapData::from_pin(path).map_err(|source| GuardError::Map { name, source })?;
-    let map = Map::from_map_data(data).map_err(|source| GuardError::Map { name, source })?;
-    HashMap::try_from(map).map_err(|source| GuardError::Map { name, source })
+    open_map(pins, name)?.try_into().map_err(|source| GuardError::Map { name, source })
 }
 
 fn require(path: &Path) -> Result<(), GuardError> {

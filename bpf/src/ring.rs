@@ -3,11 +3,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{MapData, RingBuf};
 
 use crate::{
     abi::{DecodeError, Event},
-    guard::GuardError,
+    guard::{GuardError, open_map},
     pins::Pins,
 };
 
@@ -21,13 +21,7 @@ pub struct Events {
 impl Events {
     /// Opens the pinned ring buffer.
     pub fn open(pins: &Pins) -> Result<Self, GuardError> {
-        let map = |source| GuardError::Map { name: MAP, source };
-        let path = pins.map(MAP);
-        if !path.exists() {
-            return Err(GuardError::NotPinned { path });
-        }
-        let data = MapData::from_pin(path).map_err(map)?;
-        let ring = RingBuf::try_from(Map::from_map_data(data).map_err(map)?).map_err(map)?;
+        let ring = open_map(pins, MAP)?.try_into().map_err(|source| GuardError::Map { name: MAP, source })?;
         Ok(Self { ring })
     }
 

@@ -2,11 +2,11 @@
 
 use std::{collections::HashSet, hash::Hash};
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{HashMap, MapData, PerCpuArray};
 
 use crate::{
     abi::{Action, COUNTERS, NameKey, RuleKey},
-    guard::{GuardError, open_hash},
+    guard::{GuardError, open_hash, open_map},
     pins::Pins,
 };
 
@@ -20,16 +20,12 @@ pub struct Tables {
 impl Tables {
     /// Opens the pinned tables.
     pub fn open(pins: &Pins) -> Result<Self, GuardError> {
-        let counters = |source| GuardError::Map { name: "counters", source };
-        let path = pins.map("counters");
-        if !path.exists() {
-            return Err(GuardError::NotPinned { path });
-        }
-        let map = MapData::from_pin(path).and_then(Map::from_map_data).map_err(counters)?;
         Ok(Self {
             names: open_hash(pins, "names")?,
             rules: open_hash(pins, "rules")?,
-            counters: PerCpuArray::try_from(map).map_err(counters)?,
+            counters: open_map(pins, "counters")?
+                .try_into()
+                .map_err(|source| GuardError::Map { name: "counters", source })?,
         })
     }
 
