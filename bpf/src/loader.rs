@@ -123,6 +123,11 @@ fn slots() -> u32 {
     u32::try_from(online.max(cpus)).unwrap_or(1024).saturating_mul(SLOTS_PER_CPU)
 }
 
+/// The kernel's type information: megabytes, so whoever needs it twice keeps it.
+pub(crate) fn kernel_btf() -> Result<Btf, LoadError> {
+    Btf::from_sys_fs().map_err(LoadError::Btf)
+}
+
 /// Creates the maps (or opens those pinned at `pins`); no program is loaded yet.
 fn open_object(pins: Option<&Pins>, btf: &Btf) -> Result<Ebpf, LoadError> {
     let mut loader = EbpfLoader::new();
@@ -160,17 +165,16 @@ fn load_tracepoint<'a>(object: &'a mut Ebpf, btf: &Btf) -> Result<&'a mut BtfTra
 }
 
 /// Asks the kernel whether it takes the programs of a backend; nothing is pinned or attached.
-pub(crate) fn try_load(backend: Backend) -> Result<(), LoadError> {
-    let btf = Btf::from_sys_fs().map_err(LoadError::Btf)?;
-    let mut object = open_object(None, &btf)?;
+pub(crate) fn try_load(btf: &Btf, backend: Backend) -> Result<(), LoadError> {
+    let mut object = open_object(None, btf)?;
     match backend {
         Backend::Lsm => {
             for (name, hook) in LSM_PROGRAMS {
-                load_lsm(&mut object, &btf, name, hook)?;
+                load_lsm(&mut object, btf, name, hook)?;
             }
         }
         Backend::Tracepoint => {
-            load_tracepoint(&mut object, &btf)?;
+            load_tracepoint(&mut object, btf)?;
         }
     }
     Ok(())
@@ -207,7 +211,7 @@ pub fn load(pins: &Pins, backend: Backend) -> Result<Tables, LoadError> {
     for directory in [pins.maps(), pins.programs(), pins.links()] {
         fs::create_dir_all(&directory).map_err(|source| LoadError::Bpffs { path: directory, source })?;
     }
-    let btf = Btf::from_sys_fs().map_err(LoadError::Btf)?;
+    let btf = kernel_btf()?;
     let mut object = open_object(Some(pins), &btf)?;
     let mut loaded: Array<MapData, u64> = {
         let map = object.take_map("build_id").ok_or(LoadError::Missing { name: "build_id" })?;

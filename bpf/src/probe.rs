@@ -2,6 +2,8 @@
 
 use std::{error::Error, fs, path::Path};
 
+use aya::Btf;
+
 use crate::{
     Backend, cgroup,
     loader::{self, LoadError},
@@ -117,20 +119,19 @@ fn active_lsms() -> Check {
     }
 }
 
-fn loads(name: &'static str, backend: Backend) -> Check {
-    match loader::try_load(backend) {
-        Ok(()) => Check::ok(name, "the kernel takes the programs"),
-        Err(error) => Check::failed(
-            name,
-            explain(&error),
-            match backend {
-                Backend::Lsm => {
-                    "kernel 6.0 or newer (arm64: 6.4) with CONFIG_BPF_LSM, and root (CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN)"
-                }
-                Backend::Tracepoint => "kernel 5.17 or newer with BTF, and root (CAP_BPF, CAP_PERFMON)",
-            },
-        ),
-    }
+fn loads(name: &'static str, btf: &Result<Btf, LoadError>, backend: Backend) -> Check {
+    let refused = match btf.as_ref().map(|btf| loader::try_load(btf, backend)) {
+        Ok(Ok(())) => return Check::ok(name, "the kernel takes the programs"),
+        Ok(Err(error)) => explain(&error),
+        Err(error) => explain(error),
+    };
+    let remedy = match backend {
+        Backend::Lsm => {
+            "kernel 6.0 or newer (arm64: 6.4) with CONFIG_BPF_LSM, and root (CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN)"
+        }
+        Backend::Tracepoint => "kernel 5.17 or newer with BTF, and root (CAP_BPF, CAP_PERFMON)",
+    };
+    Check::failed(name, refused, remedy)
 }
 
 /// Looks at the node. Loads the programs to see whether the kernel takes them; pins and attaches nothing.
@@ -139,8 +140,9 @@ pub fn node() -> Report {
     let btf = btf();
     let cgroup = cgroup_v2();
     let lsms = active_lsms();
-    let lsm = loads("lsm-programs", Backend::Lsm);
-    let tracepoint = loads("tracepoint-program", Backend::Tracepoint);
+    let types = loader::kernel_btf();
+    let lsm = loads("lsm-programs", &types, Backend::Lsm);
+    let tracepoint = loads("tracepoint-program", &types, Backend::Tracepoint);
     let common = btf.is_ok() && cgroup.is_ok();
     let (backend, reason) = if common && lsms.is_ok() && lsm.is_ok() {
         (Some(Backend::Lsm), "the kernel has an active BPF LSM and takes the programs".to_owned())
