@@ -10,6 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// `CGROUP_DEPTH_MAX` of `abi.h`: a guarded cgroup is at most this deep; what it holds may be deeper.
+pub const DEPTH_MAX: usize = 32;
+
 /// One cgroup v2 directory.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -52,6 +55,14 @@ pub enum CgroupError {
         pid: u32,
         /// Its cgroup.
         path: PathBuf,
+    },
+    /// The programs would not find it.
+    #[error("the cgroup {path} is {depth} levels deep, more than the {DEPTH_MAX} that the programs look at: give the container a cgroupsPath nearer to the root", path = path.display())]
+    TooDeep {
+        /// Its cgroup.
+        path: PathBuf,
+        /// Levels below the hierarchy's root.
+        depth: usize,
     },
     /// The directory could not be opened.
     #[error("opening the cgroup {}", path.display())]
@@ -103,6 +114,11 @@ fn group(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
+/// Levels below the hierarchy's root.
+fn depth(relative: &str) -> usize {
+    relative.split('/').filter(|name| !name.is_empty()).count()
+}
+
 /// Where the cgroup v2 hierarchy is mounted.
 pub fn hierarchy() -> Result<PathBuf, CgroupError> {
     mount_point(&read("/proc/self/mountinfo")?).ok_or(CgroupError::NotMounted)
@@ -115,7 +131,7 @@ pub fn is_unified() -> bool {
 
 impl Cgroup {
     /// The cgroup that the container whose first process is `pid` has for itself. Refuses the root cgroup and the
-    /// caller's own: they hold processes of others.
+    /// caller's own, which hold processes of others, and one too deep for the programs to find.
     pub fn of_container(pid: u32) -> Result<Self, CgroupError> {
         let mount = hierarchy()?;
         let text = read(format!("/proc/{pid}/cgroup"))?;
@@ -124,6 +140,10 @@ impl Cgroup {
         let own = read("/proc/self/cgroup")?;
         if relative.is_empty() || group(&own).is_some_and(|own| own.trim_start_matches('/') == relative) {
             return Err(CgroupError::Shared { pid, path });
+        }
+        let depth = depth(relative);
+        if depth > DEPTH_MAX {
+            return Err(CgroupError::TooDeep { path, depth });
         }
         Self::open(path)
     }
@@ -159,6 +179,14 @@ mod tests {
     fn reads_the_v2_line_only() {
         assert_eq!(group("12:cpu:/a\n1:name=systemd:/b\n0::/c/d\n"), Some("/c/d"));
         assert_eq!(group("12:cpu:/a\n"), None);
+    }
+
+    #[test]
+    fn depth_counts_levels_below_the_root() {
+        assert_eq!([depth(""), depth("a"), depth("kubepods.slice/pod1/c1"), depth("a//b/")], [0, 1, 3, 2]);
+        // The programs' bound, from their own header.
+        let header = include_str!("bpf/abi.h");
+        assert!(header.contains(&format!("#define CGROUP_DEPTH_MAX {DEPTH_MAX}\n")));
     }
 
     #[test]
