@@ -195,13 +195,6 @@ fn replace_pin(path: &Path, pin: impl FnOnce(&Path) -> Result<(), LoadError>) ->
     fs::rename(&fresh, path).map_err(|source| LoadError::Bpffs { path: path.to_owned(), source })
 }
 
-fn is_pinned(pins: &Pins, backend: Backend) -> bool {
-    match backend {
-        Backend::Lsm => LSM_PROGRAMS.iter().all(|(name, _)| pins.program(name).exists()),
-        Backend::Tracepoint => pins.tracepoint_link().exists(),
-    }
-}
-
 /// Loads the programs of this ABI version for a backend and pins them and their maps, unless the same programs are
 /// pinned already: then running containers and the ring buffer stay as they are. Returns the tables to fill.
 pub fn load(pins: &Pins, backend: Backend) -> Result<Tables, LoadError> {
@@ -218,7 +211,9 @@ pub fn load(pins: &Pins, backend: Backend) -> Result<Tables, LoadError> {
         Map::try_into(map).map_err(LoadError::BuildId)?
     };
     let index = backend as u32;
-    if is_pinned(pins, backend) && loaded.get(&index, 0).map_err(LoadError::BuildId)? == build_id() {
+    if pins.needed(backend).iter().all(|pin| pin.exists())
+        && loaded.get(&index, 0).map_err(LoadError::BuildId)? == build_id()
+    {
         return Ok(Tables::open(pins)?);
     }
     match backend {

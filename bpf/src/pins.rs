@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::abi::ABI_VERSION;
+use crate::{Backend, abi::ABI_VERSION};
 
 /// The directory that holds the versions, below the bpffs mount.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/portcullis";
@@ -65,6 +65,15 @@ impl Pins {
     /// Directory of one container's links.
     pub fn container_links(&self, cgroup_id: u64) -> PathBuf {
         self.links().join(cgroup_id.to_string())
+    }
+
+    /// What must be pinned for a backend to guard containers, besides the maps. Of the tracepoint's program the link is
+    /// enough: it is attached already, and no shim opens it.
+    pub fn needed(&self, backend: Backend) -> Vec<PathBuf> {
+        match backend {
+            Backend::Lsm => LSM_PROGRAMS.iter().map(|(name, _)| self.program(name)).collect(),
+            Backend::Tracepoint => vec![self.tracepoint_link()],
+        }
     }
 
     /// The node-wide link of the backend `tracepoint`.

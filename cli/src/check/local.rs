@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portcullis_bpf::pins::{LSM_PROGRAMS, Pins, TRACEPOINT_PROGRAM};
+use portcullis_bpf::pins::Pins;
 use portcullis_policy::{
     policyset::{self, Backend, PolicySet},
     record::{self, ContainerRecord, Guard},
@@ -75,11 +75,12 @@ fn policy_set(path: &Path) -> Result<PolicySet, Check> {
 
 fn pins(set: &PolicySet) -> Check {
     let pins = Pins::at(&set.pins);
+    let backend = match set.backend {
+        Backend::Lsm => portcullis_bpf::Backend::Lsm,
+        Backend::Tracepoint => portcullis_bpf::Backend::Tracepoint,
+    };
     let mut wanted = vec![pins.maps()];
-    match set.backend {
-        Backend::Lsm => wanted.extend(LSM_PROGRAMS.iter().map(|(program, _)| pins.program(program))),
-        Backend::Tracepoint => wanted.extend([pins.program(TRACEPOINT_PROGRAM.0), pins.tracepoint_link()]),
-    }
+    wanted.extend(pins.needed(backend));
     for path in wanted {
         if let Err(error) = fs::symlink_metadata(&path) {
             return unreadable("pins", &path, &error, "restart portcullisd, which loads and pins the programs");
@@ -144,7 +145,7 @@ mod tests {
 
     use super::{super::report::State, *};
 
-    fn set(pins: PathBuf, inner_shim: PathBuf) -> PolicySet {
+    fn set(backend: Backend, pins: PathBuf, inner_shim: PathBuf) -> PolicySet {
         let default_policy = PolicyEntry {
             id: 1,
             name: "default".into(),
@@ -152,7 +153,7 @@ mod tests {
             on_attach_failure: OnAttachFailure::Allow,
             allow_loosening: false,
         };
-        PolicySet { format: FORMAT, backend: Backend::Lsm, pins, inner_shim, default_policy }
+        PolicySet { format: FORMAT, backend, pins, inner_shim, default_policy }
     }
 
     fn state(checks: &[Check], name: &str) -> State {
@@ -160,19 +161,25 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_node_is_well() {
-        let directory = tempfile::tempdir().unwrap();
-        let pins = Pins::at(directory.path().join("v1"));
-        fs::create_dir_all(pins.maps()).unwrap();
-        fs::create_dir_all(pins.programs()).unwrap();
-        for (program, _) in LSM_PROGRAMS {
-            fs::write(pins.program(program), "").unwrap();
-        }
-        let set = set(pins.directory().to_owned(), "/bin/sh".into());
-        fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
-        let checks = checks(directory.path(), false);
-        for name in ["policyset", "pins", "inner-shim", "containers"] {
-            assert_eq!(state(&checks, name), State::Ok, "{checks:?}");
+    fn a_complete_node_is_well_with_either_backend() {
+        for backend in [Backend::Lsm, Backend::Tracepoint] {
+            let directory = tempfile::tempdir().unwrap();
+            let pins = Pins::at(directory.path().join("v1"));
+            fs::create_dir_all(pins.maps()).unwrap();
+            fs::create_dir_all(pins.programs()).unwrap();
+            // What the loader pins for each.
+            match backend {
+                Backend::Lsm => ["pc_bprm_check", "pc_bprm_committed"].map(|name| pins.program(name)).to_vec(),
+                Backend::Tracepoint => vec![pins.tracepoint_link()],
+            }
+            .iter()
+            .for_each(|pin| fs::write(pin, "").unwrap());
+            let set = set(backend, pins.directory().to_owned(), "/bin/sh".into());
+            fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
+            let checks = checks(directory.path(), false);
+            for name in ["policyset", "pins", "inner-shim", "containers"] {
+                assert_eq!(state(&checks, name), State::Ok, "{checks:?}");
+            }
         }
     }
 
@@ -182,7 +189,7 @@ mod tests {
         let missing = checks(directory.path(), true);
         assert_eq!(state(&missing, "policyset"), State::Failed);
         assert!(missing.iter().all(|check| (check.state == State::Ok) == check.remedy.is_empty()), "{missing:?}");
-        let set = set(directory.path().join("v1"), "no-such-shim".into());
+        let set = set(Backend::Lsm, directory.path().join("v1"), "no-such-shim".into());
         fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
         let broken = checks(directory.path(), true);
         assert_eq!(state(&broken, "pins"), State::Failed);
