@@ -137,8 +137,9 @@ pub fn backend(
             } else {
                 Check::warning(
                     "backend",
-                    format!("the agent uses {backend}; looked at now, this node would get {usable}: {reason}"),
-                    "restart portcullisd to choose anew",
+                    format!("{backend} is in force ({why}); looked at now, this node would get {usable}: {reason}"),
+                    "if that is not wanted: remove `backend` from portcullisd's configuration, if it is set there, and \
+                     restart portcullisd, which then chooses anew",
                 )
             };
             (backend, why, check)
