@@ -332,6 +332,10 @@ fn check_finds_the_node_in_order(node: &Node) -> Result<()> {
     let run_dir = node.paths().run_dir.display().to_string();
     let output = node.portcullis(&["check", "--run-dir", &run_dir])?;
     ensure!(output.stdout.contains(&node.backend().to_string()), "{output}");
+    // The name alone is in the list of checks whatever the backend is.
+    ensure!(output.stdout.contains(&format!("{} is in force", node.backend())), "{output}");
+    let pins = output.stdout.lines().find(|line| line.contains(" pins ")).context("no check of the pins")?;
+    ensure!(pins.starts_with("ok "), "{output}");
     Ok(())
 }
 
