@@ -20,7 +20,6 @@ struct argv_cursor {
 	/* Room of twice `capacity` bytes, for the verifier's sake, as in struct path_work. */
 	char *to;
 	u32 len;
-	u32 argc;
 	bool truncated;
 };
 
@@ -58,6 +57,8 @@ static __always_inline long argv_step(u32 index, struct argv_cursor *c, const u3
 {
 	u64 string = c->strings;
 
+	if (c->truncated)
+		return 1;
 	if (!string) {
 		if (bpf_probe_read_user(&string, c->width == 4 ? 4 : 8, (void *)(c->pointers + (u64)index * c->width))) {
 			c->truncated = true;
@@ -65,11 +66,7 @@ static __always_inline long argv_step(u32 index, struct argv_cursor *c, const u3
 		}
 		if (!string)
 			return 1;
-		c->argc = index + 1;
 	}
-	if (c->truncated)
-		/* From here on only counting, unless the kernel has counted for us. */
-		return c->strings != 0;
 	append(c, string, capacity);
 	return 0;
 }

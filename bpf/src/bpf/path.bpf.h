@@ -80,7 +80,7 @@ static long path_step(u32 step, struct path_cursor *c)
 }
 
 /*
- * Writes the path, or as much of its end as fits, NUL-padded. Returns true when something is missing at the beginning.
+ * Writes the path, or as much of its end as fits, and a NUL. Returns true when something is missing at the beginning.
  * `size` is a power of two and at most PATH_LEN. `fs` gives the root; the caller's is the container's.
  */
 static __always_inline bool read_path(char *to, const u32 size, struct path_work *work, struct vfsmount *mnt,
