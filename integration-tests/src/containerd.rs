@@ -157,26 +157,9 @@ impl Drop for Containerd {
 }
 
 fn configuration(directory: &Path, root: &Path) -> String {
-    format!(
-        r#"version = 2
-root = "{root}"
-state = "{directory}/state"
-# cri and opt want paths of the whole machine, the others file systems that are not there.
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri",
-  "io.containerd.internal.v1.opt",
-  "io.containerd.nri.v1.nri",
-  "io.containerd.snapshotter.v1.aufs",
-  "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.zfs",
-]
-[grpc]
-address = "{directory}/containerd.sock"
-"#,
-        root = root.display(),
-        directory = directory.display(),
-    )
+    include_str!("../../scripts/lib/containerd.toml")
+        .replace("@ROOT@", &root.display().to_string())
+        .replace("@DIR@", &directory.display().to_string())
 }
 
 /// A container to be started.

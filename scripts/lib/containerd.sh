@@ -11,23 +11,7 @@
 CONTAINERD_START_SECONDS=30
 
 containerd_config() { # DIR ROOT
-    cat <<EOF
-version = 2
-root = "$2"
-state = "$1/state"
-# cri and opt want paths of the whole machine, the others file systems that are not there.
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri",
-  "io.containerd.internal.v1.opt",
-  "io.containerd.nri.v1.nri",
-  "io.containerd.snapshotter.v1.aufs",
-  "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.zfs",
-]
-[grpc]
-address = "$1/containerd.sock"
-EOF
+    sed "s|@DIR@|$1|; s|@ROOT@|$2|" "$REPO/scripts/lib/containerd.toml"
 }
 
 # ctr wants this variable's directory to exist, and often it does not.
