@@ -40,6 +40,8 @@ pub struct Setup {
     pub backend: Option<String>,
     /// `PORTCULLIS_EXPECT_BACKEND`: the backend that the agent must choose.
     pub expected_backend: Option<String>,
+    /// `PORTCULLIS_GRPC_PYTHON`: a Python that has what `client/requirements.txt` names.
+    pub grpc_python: Option<PathBuf>,
 }
 
 impl Setup {
@@ -52,6 +54,7 @@ impl Setup {
             containerd_root: path("PORTCULLIS_CONTAINERD_ROOT"),
             backend: env::var("PORTCULLIS_BACKEND").ok(),
             expected_backend: env::var("PORTCULLIS_EXPECT_BACKEND").ok(),
+            grpc_python: path("PORTCULLIS_GRPC_PYTHON"),
         })
     }
 
@@ -132,6 +135,11 @@ impl Node {
         Ok(Self { containerd, agent, paths, _bpffs: bpffs, directory, setup: setup.clone(), backend: set.backend })
     }
 
+    /// What the environment says about this run.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
     /// The backend in use.
     pub fn backend(&self) -> Backend {
         self.backend
@@ -182,7 +190,8 @@ impl Node {
         run(command.arg("--socket").arg(self.paths.socket()).args(arguments))
     }
 
-    fn json<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
+    /// Runs the command line tool for its JSON.
+    pub fn json<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
         let output = self.portcullis(&[arguments, &["-o", "json"]].concat())?.success()?;
         serde_json::from_str(&output.stdout).with_context(|| format!("portcullis {arguments:?} gave {output}"))
     }

@@ -2,6 +2,7 @@
 //! has nothing to run on and says so.
 
 mod cgroup_v1;
+mod independent_client;
 
 use std::{fs, process::ExitCode, sync::Arc};
 
@@ -359,6 +360,7 @@ fn main() -> ExitCode {
     };
     let trials = TESTS
         .into_iter()
+        .chain(independent_client::test(&setup))
         .map(|(name, test)| {
             let node = Arc::clone(&node);
             let name = format!("{}::{name}", node.backend());
