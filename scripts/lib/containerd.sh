@@ -26,7 +26,8 @@ containerd_start() { # DIR [ROOT]
     need containerd containerd
     mkdir -p "$dir"
     containerd_config "$dir" "${2:-$dir/root}" >"$dir/containerd.toml"
-    containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 </dev/null &
+    # In a session of its own: Ctrl-C must not end it before its containers are removed.
+    setsid containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 </dev/null &
     pid=$!
     echo "$pid" >"$dir/containerd.pid"
     until private_ctr "$dir" version >/dev/null 2>&1; do
