@@ -79,10 +79,15 @@ containerd_unmount() { # DIR
 }
 
 containerd_stop() { # DIR
-    local dir=$1 pid
+    local dir=$1 tries=20 pid
     [[ -f $dir/containerd.pid ]] || return 0
     pid=$(cat "$dir/containerd.pid")
-    if private_ctr "$dir" version >/dev/null 2>&1; then containerd_remove_containers "$dir"; fi
+    # A container that is only just coming into being is not listed, but its shim is there.
+    while private_ctr "$dir" version >/dev/null 2>&1; do
+        containerd_remove_containers "$dir"
+        if [[ -z $(containerd_shims "$dir") ]] || ((tries-- == 0)); then break; fi
+        sleep 0.1
+    done
     end_process "$pid"
     for pid in $(containerd_shims "$dir"); do kill -KILL "$pid" 2>/dev/null || true; done
     containerd_unmount "$dir"
