@@ -25,13 +25,13 @@ impl Kernel {
     /// Loads and pins what is not pinned yet, and fills the tables.
     pub fn load(pins: &Pins, backend: Backend, policy: &Loaded) -> Result<Self, LoadError> {
         let mut tables = loader::load(pins, backend)?;
-        tables.replace(&policy.names, &policy.rules)?;
+        tables.replace(&policy.tables)?;
         Ok(Self { tables: Mutex::new(tables), guard: Guard::open(pins.clone())? })
     }
 
     /// Puts another policy into the tables.
     pub fn replace(&self, policy: &Loaded) -> Result<(), GuardError> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner).replace(&policy.names, &policy.rules)
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).replace(&policy.tables)
     }
 }
 

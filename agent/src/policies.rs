@@ -6,9 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portcullis_bpf::abi::{self, NameKey, RuleKey};
+use portcullis_bpf::{
+    abi::{self, Identity, LoaderOption, NameKey, NamePrefix, RuleKey},
+    tables::Content,
+};
 use portcullis_policy::{
-    catalog::{Catalog, Severity},
+    catalog::{Catalog, Kind, Severity},
     compile::compile,
     policyset::PolicyEntry,
     source::{Action, SHIPPED_DEFAULT, SourceError, parse},
@@ -24,10 +27,8 @@ pub struct Loaded {
     pub source: String,
     /// For shims.
     pub entry: PolicyEntry,
-    /// For the kernel: name to tool.
-    pub names: Vec<(NameKey, u32)>,
-    /// For the kernel: policy and tool to action.
-    pub rules: Vec<(RuleKey, abi::Action)>,
+    /// For the kernel.
+    pub tables: Content,
     /// For signals: tool to severity, where the policy gives one.
     pub severities: HashMap<u32, Severity>,
 }
@@ -79,20 +80,44 @@ pub fn load(directory: &Path, catalog: &Catalog) -> Result<Loaded, PolicyError> 
     };
     let policy = parse(&source, &text)?;
     let compiled = compile(catalog, &policy, POLICY_ID)?;
-    let names = compiled
-        .names
-        .into_iter()
-        .map(|(name, tool)| match NameKey::new(&name) {
-            Some(key) => Ok((key, tool)),
-            None => Err(PolicyError::Name { name }),
-        })
-        .collect::<Result<_, _>>()?;
     let rules = compiled
         .rules
         .into_iter()
         .map(|((policy, tool), action)| (RuleKey { policy, tool }, kernel_action(action)))
         .collect();
-    Ok(Loaded { source, entry: compiled.entry, names, rules, severities: compiled.severities })
+    let tables = Content { rules, ..known(catalog)? };
+    Ok(Loaded { source, entry: compiled.entry, tables, severities: compiled.severities })
+}
+
+/// What the catalogue knows, for the kernel.
+fn known(catalog: &Catalog) -> Result<Content, PolicyError> {
+    let key = |name: &str| NameKey::new(name).ok_or_else(|| PolicyError::Name { name: name.to_owned() });
+    let prefix = |name: &String| NamePrefix::new(name).ok_or_else(|| PolicyError::Name { name: name.clone() });
+    let options = catalog.loader_options();
+    let value = options.value.iter().map(|name| (name, LoaderOption::Value));
+    let argv0 = options.argv0.iter().map(|name| (name, LoaderOption::Argv0));
+    Ok(Content {
+        names: catalog
+            .names()
+            .map(|name| Ok((key(name.name)?, Identity { id: name.kernel_id, kind: kernel_kind(name.kind) as u32 })))
+            .collect::<Result<_, PolicyError>>()?,
+        loader_options: value
+            .chain(argv0)
+            .map(|(name, option)| Ok((key(name)?, option)))
+            .collect::<Result<_, PolicyError>>()?,
+        multicall_prefixes: catalog.multicall_prefixes().iter().map(prefix).collect::<Result<_, _>>()?,
+        ..Content::default()
+    })
+}
+
+fn kernel_kind(kind: Kind) -> abi::Kind {
+    match kind {
+        Kind::Tool => abi::Kind::Tool,
+        Kind::Multicall => abi::Kind::Multicall,
+        Kind::Loader => abi::Kind::Loader,
+        Kind::Shell => abi::Kind::Shell,
+        Kind::Interpreter => abi::Kind::Interpreter,
+    }
 }
 
 fn kernel_action(action: Action) -> abi::Action {
@@ -135,8 +160,24 @@ mod tests {
             let loaded = load(path, &catalog).unwrap();
             assert_eq!(loaded.source, "shipped default");
             assert_eq!(loaded.entry.id, POLICY_ID);
-            assert!(!loaded.names.is_empty() && !loaded.rules.is_empty());
+            assert!(!loaded.tables.names.is_empty() && !loaded.tables.rules.is_empty());
         }
+    }
+
+    #[test]
+    fn catalogue_and_programs_agree() {
+        let catalog = Catalog::shipped().unwrap();
+        for (id, behaviour) in
+            [("reverse_shell", abi::Behaviour::ReverseShell), ("dropped_executable", abi::Behaviour::DroppedExecutable)]
+        {
+            assert_eq!(catalog.tool(behaviour as u32).unwrap().id, id);
+        }
+        assert_eq!(portcullis_policy::catalog::PREFIX_MAX, NamePrefix::MAX);
+        assert_eq!(portcullis_policy::catalog::PREFIXES_MAX, abi::PREFIXES_MAX);
+        assert_eq!(portcullis_policy::catalog::NAME_MAX, abi::NAME_LEN - 2);
+        let content = known(&catalog).unwrap();
+        assert_eq!(content.names.len(), catalog.names().count());
+        assert_eq!(content.multicall_prefixes.len(), 2);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Signals from what the kernel and the shim say.
 
-use portcullis_bpf::abi::{Ancestor, Event, Hook, Verdict, flags, identified_by};
+use std::path::Path;
+
+use portcullis_bpf::abi::{Ancestor, Event, Hook, Verdict, flags, identified_by, place};
 use portcullis_policy::{
     catalog, policyset,
     record::{ContainerRecord, Guard},
@@ -18,6 +20,12 @@ use crate::{
 pub const RULE_NET_UTIL: &str = "net_util_in_container";
 /// A container without guard.
 pub const RULE_UNGUARDED: &str = "container_unguarded";
+
+/// The catalogue's category of findings that are no tool's; their ids are rules of their own.
+const BEHAVIOUR: &str = "behaviour";
+
+/// Directories for temporary files, in every container and in none by intention part of an image.
+const TEMPORARY: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
 
 const CRI: &str = "io.kubernetes.cri.";
 
@@ -45,13 +53,14 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
         None => format!("with cgroup {}", event.cgroup_id),
     };
     let command = text::command_line(argv.iter().map(String::as_str), argv_truncated);
+    let remote = event.remote.map(|remote| format!(", connected to {remote}")).unwrap_or_default();
     v1::Signal {
         id: 0,
-        rule: RULE_NET_UTIL.to_owned(),
+        rule: if category == BEHAVIOUR { tool_id.clone() } else { RULE_NET_UTIL.to_owned() },
         severity: tool.map_or(v1::Severity::Medium, |(_, level)| severity(level)).into(),
         verdict: verdict.into(),
         time: at(event.time_ns),
-        message: format!("{tool_id} ({category}) {done} in container {place}: {command}"),
+        message: format!("{tool_id} ({category}) {done} in container {place}{remote}: {command}"),
         tool: Some(v1::Tool {
             id: tool_id,
             category,
@@ -81,6 +90,7 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
             tty: text::lossy(&event.tty),
             start_time: at(event.start_time_ns),
             argc: event.argc,
+            places: places(event),
         }),
         lineage: event.lineage.iter().map(|ancestor| ancestor_message(ancestor, offset)).collect(),
         lineage_truncated: event.flags & (flags::LINEAGE_TRUNCATED | flags::EVENT_REDUCED) != 0,
@@ -91,10 +101,32 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
         },
         policy: record.map(|record| record.policy.clone()).unwrap_or_default(),
         backend: match event.hook {
-            Hook::BprmCheck | Hook::BprmCommitted => v1::Backend::Lsm.into(),
+            Hook::BprmCheck | Hook::BprmCommitted | Hook::Mmap => v1::Backend::Lsm.into(),
             Hook::Tracepoint => v1::Backend::Tracepoint.into(),
         },
+        remote: event
+            .remote
+            .filter(|remote| remote.port() != 0)
+            .map(|remote| v1::Endpoint { address: remote.ip().to_canonical().to_string(), port: remote.port().into() }),
     }
+}
+
+fn places(event: &Event) -> Vec<i32> {
+    let exe = text::lossy(&event.exe);
+    let temporary = event.flags & flags::EXE_TRUNCATED == 0
+        && event.place & place::MEMFD == 0
+        && TEMPORARY.iter().any(|directory| Path::new(&exe).starts_with(directory));
+    [
+        (event.place & place::WRITABLE_DIRECTORY != 0, v1::Place::WritableDirectory),
+        (temporary, v1::Place::TemporaryDirectory),
+        (event.place & place::UPPER_LAYER != 0, v1::Place::UpperLayer),
+        (event.place & place::MEMFD != 0, v1::Place::Memfd),
+        (event.place & place::DELETED != 0, v1::Place::Deleted),
+    ]
+    .into_iter()
+    .filter(|(holds, _)| *holds)
+    .map(|(_, place)| place.into())
+    .collect()
 }
 
 /// The signal of a container that runs without its guard.
@@ -175,6 +207,12 @@ fn identifications(bits: u32) -> Vec<i32> {
     [
         (identified_by::INVOKED_NAME, v1::Identification::InvokedName),
         (identified_by::RESOLVED_NAME, v1::Identification::ResolvedName),
+        (identified_by::FINGERPRINT, v1::Identification::Fingerprint),
+        (identified_by::APPLET, v1::Identification::Applet),
+        (identified_by::LOADER, v1::Identification::Loader),
+        (identified_by::MAPPING, v1::Identification::Mapping),
+        (identified_by::STDIO, v1::Identification::Stdio),
+        (identified_by::PLACE, v1::Identification::Place),
     ]
     .into_iter()
     .filter(|(bit, _)| bits & bit != 0)
@@ -260,6 +298,27 @@ mod tests {
         let boot_ns = BootOffset::now().wall_ns(0);
         let time = u64::try_from(clock::from_timestamp(&signal.time.unwrap()).unwrap()).unwrap();
         assert!(time.abs_diff(boot_ns) < 1_000_000_000);
+    }
+
+    #[test]
+    fn a_behaviour_is_a_rule_of_its_own() {
+        let tools = tools();
+        let mut event = testing::event(42, tool_id(&tools, "reverse_shell"), 10);
+        event.identified_by = identified_by::STDIO;
+        event.exe = b"/dev/shm/x".to_vec();
+        event.place = place::UPPER_LAYER;
+        event.remote = Some("[::ffff:10.0.0.1]:4444".parse().unwrap());
+        let signal = from_event(&event, None, &tools, BootOffset::now());
+        assert_eq!(signal.rule, "reverse_shell");
+        assert_eq!(signal.severity(), v1::Severity::High);
+        assert_eq!(signal.remote, Some(v1::Endpoint { address: "10.0.0.1".into(), port: 4444 }));
+        let process = signal.process.unwrap();
+        assert!(process.places().eq([v1::Place::TemporaryDirectory, v1::Place::UpperLayer]));
+        event.exe = b"/tmpfiles/x".to_vec();
+        event.place = 0;
+        event.remote = Some("10.0.0.1:0".parse().unwrap());
+        let signal = from_event(&event, None, &tools, BootOffset::now());
+        assert!(signal.remote.is_none() && signal.process.unwrap().places.is_empty());
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub fn event(cgroup_id: u64, tool: u32, time_ns: u64) -> Event {
         uid: 1000,
         gid: 1001,
         argc: 5,
+        place: 0,
+        remote: None,
         invoked: b"nc".to_vec(),
         tty: b"pts0".to_vec(),
         filename: b"/bin/nc".to_vec(),

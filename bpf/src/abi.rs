@@ -1,10 +1,13 @@
 //! The Rust mirror of `abi.h`, which is the only definition; `tests/abi.rs` compares both. Events are decoded with
 //! checked lengths and tags: they hold what a container chose.
 
-use crate::Backend;
+use std::net::SocketAddr;
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
 /// `PORTCULLIS_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// `NAME_LEN`: bytes of a name in the tables, including at least one NUL.
 pub const NAME_LEN: usize = 64;
@@ -17,7 +20,10 @@ pub const ANCESTORS_MAX: usize = 16;
 const ANCESTOR_EXE_LEN: usize = 128;
 const ANCESTOR_ARGV_LEN: usize = 256;
 
-/// Key of `names`.
+/// `PREFIXES_MAX`: elements of `multicall_prefixes`.
+pub const PREFIXES_MAX: usize = 4;
+
+/// Key of `names` and `loader_options`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NameKey(pub [u8; NAME_LEN]);
@@ -46,6 +52,56 @@ pub struct RuleKey {
     pub tool: u32,
 }
 
+/// Value of `names` and `fingerprints`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Tool id; for other kinds an id for people.
+    pub id: u32,
+    /// A [`Kind`] as `u32`.
+    pub kind: u32,
+}
+
+/// Key of `fingerprints`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FingerprintKey {
+    /// See [`crate::fingerprint`].
+    pub fingerprint: u64,
+    /// [`Container::scope`] of those that it holds for; 0 for all.
+    pub scope: u64,
+}
+
+/// An element of `multicall_prefixes`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NamePrefix {
+    bytes: [u64; 2],
+    mask: [u64; 2],
+}
+
+impl NamePrefix {
+    /// An element that is not used.
+    pub const NONE: Self = Self { bytes: [0; 2], mask: [0; 2] };
+    /// The longest prefix, in bytes.
+    pub const MAX: usize = 16;
+
+    /// `None` if the prefix is empty or too long.
+    pub fn new(prefix: &str) -> Option<Self> {
+        let mut this = Self::NONE;
+        if prefix.is_empty() || prefix.len() > Self::MAX {
+            return None;
+        }
+        for (place, byte) in prefix.bytes().enumerate() {
+            let (word, shift) = (place / 8, place % 8 * 8);
+            // As the kernel reads the name: the first byte is the lowest on the machines that we build for.
+            *this.bytes.get_mut(word)? |= u64::from(byte) << shift;
+            *this.mask.get_mut(word)? |= 0xff << shift;
+        }
+        Some(this)
+    }
+}
+
 /// Value of `containers`, keyed by cgroup id.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +114,12 @@ pub struct Container {
     pub init_pid: u32,
     /// A [`Backend`](crate::Backend) as `u32`.
     pub backend: u32,
-}
-
-impl Container {
-    /// A container under this policy.
-    pub fn new(policy: u32, mode: Mode, init_pid: u32, backend: Backend) -> Self {
-        Self { policy, mode: mode as u32, init_pid, backend: backend as u32 }
-    }
+    /// Whose fingerprints hold here besides those that hold everywhere; 0 for none.
+    pub scope: u64,
+    /// Inode number of the node's own mount namespace: what runs there is the container runtime.
+    pub node_mount_ns: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// Value of `container_stats`, keyed by cgroup id.
@@ -84,6 +139,12 @@ pub struct ContainerStats {
 // SAFETY: these are repr(C) structs of integers or bytes without padding (tests/abi.rs checks offsets and sizes
 // against the kernel object's BTF), so every bit pattern is valid and no uninitialised byte is read.
 unsafe impl aya::Pod for NameKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Identity {}
+// SAFETY: as above.
+unsafe impl aya::Pod for FingerprintKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for NamePrefix {}
 // SAFETY: as above.
 unsafe impl aya::Pod for RuleKey {}
 // SAFETY: as above.
@@ -162,6 +223,41 @@ abi_enum! {
         BprmCommitted = 2,
         /// `tp_btf/sched_process_exec`.
         Tracepoint = 3,
+        /// `lsm_cgroup/mmap_file`.
+        Mmap = 4,
+    }
+}
+abi_enum! {
+    /// `enum kind`: what a name or a content stands for.
+    Kind {
+        /// A tool.
+        Tool = 1,
+        /// One program that is many: argv decides which.
+        Multicall = 2,
+        /// Dynamic loader.
+        Loader = 4,
+        /// Shell.
+        Shell = 8,
+        /// Interpreter of another language.
+        Interpreter = 16,
+    }
+}
+abi_enum! {
+    /// `enum loader_option`: what a dynamic loader's option is followed by.
+    LoaderOption {
+        /// A value that means nothing here.
+        Value = 1,
+        /// argv[0] for the program that is run.
+        Argv0 = 2,
+    }
+}
+abi_enum! {
+    /// `enum behaviour`: findings that are no tool's.
+    Behaviour {
+        /// A shell or interpreter with an internet socket as standard input or output.
+        ReverseShell = 0x5230_5de0,
+        /// An executable that is not part of the image and no known tool.
+        DroppedExecutable = 0xbe94_b6ae,
     }
 }
 
@@ -171,6 +267,30 @@ pub mod identified_by {
     pub const INVOKED_NAME: u32 = 1 << 0;
     /// The name of the file it led to.
     pub const RESOLVED_NAME: u32 = 1 << 1;
+    /// The file's content.
+    pub const FINGERPRINT: u32 = 1 << 2;
+    /// argv of a multi-call program.
+    pub const APPLET: u32 = 1 << 3;
+    /// argv of a dynamic loader.
+    pub const LOADER: u32 = 1 << 4;
+    /// Mapped as code into a process that executed something else.
+    pub const MAPPING: u32 = 1 << 5;
+    /// An internet socket as standard input or output.
+    pub const STDIO: u32 = 1 << 6;
+    /// The place it was executed from.
+    pub const PLACE: u32 = 1 << 7;
+}
+
+/// `enum place`, bits: where the executed file is.
+pub mod place {
+    /// Everybody may write to its directory.
+    pub const WRITABLE_DIRECTORY: u32 = 1 << 0;
+    /// In overlayfs's upper layer: not part of the image.
+    pub const UPPER_LAYER: u32 = 1 << 1;
+    /// In no directory at all, but in memory.
+    pub const MEMFD: u32 = 1 << 2;
+    /// No longer in its directory.
+    pub const DELETED: u32 = 1 << 3;
 }
 
 /// `enum event_flags`, bits.
@@ -194,7 +314,7 @@ pub mod flags {
 }
 
 /// Members of `struct counters`, each a `u64`, in order.
-pub const COUNTERS: [&str; 7] = [
+pub const COUNTERS: [&str; 8] = [
     "events_lost",
     "events_reduced",
     "process_storage_failed",
@@ -202,12 +322,13 @@ pub const COUNTERS: [&str; 7] = [
     "argv_read_failed",
     "path_read_failed",
     "signal_failed",
+    "content_read_failed",
 ];
 
 /// Bytes of `struct ancestor`.
 pub const ANCESTOR_SIZE: usize = 8 + 6 * 4 + ANCESTOR_EXE_LEN + ANCESTOR_ARGV_LEN;
 /// Bytes of `struct event`.
-pub const EVENT_SIZE: usize = 2 * 4 + 6 * 8 + 14 * 4 + NAME_LEN + TTY_LEN + 3 * PATH_LEN;
+pub const EVENT_SIZE: usize = 2 * 4 + 6 * 8 + 14 * 4 + 20 + 4 + NAME_LEN + TTY_LEN + 3 * PATH_LEN;
 
 /// One execution that matched a rule. Byte strings are as the kernel had them, without the terminating NUL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,6 +369,10 @@ pub struct Event {
     pub gid: u32,
     /// Number of arguments, recorded or not.
     pub argc: u32,
+    /// [`place`] bits.
+    pub place: u32,
+    /// The other end of the socket, for a finding about one.
+    pub remote: Option<SocketAddr>,
     /// Last component of `filename`.
     pub invoked: Vec<u8>,
     /// Controlling terminal.
@@ -326,14 +451,31 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        self.bytes(N)?.try_into().map_err(|_| DecodeError::Short { len: self.len })
+    }
+
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        self.array().map(u16::from_ne_bytes)
+    }
+
     fn u32(&mut self) -> Result<u32, DecodeError> {
-        let bytes = self.bytes(4)?.try_into().map_err(|_| DecodeError::Short { len: self.len })?;
-        Ok(u32::from_ne_bytes(bytes))
+        self.array().map(u32::from_ne_bytes)
     }
 
     fn u64(&mut self) -> Result<u64, DecodeError> {
-        let bytes = self.bytes(8)?.try_into().map_err(|_| DecodeError::Short { len: self.len })?;
-        Ok(u64::from_ne_bytes(bytes))
+        self.array().map(u64::from_ne_bytes)
+    }
+
+    /// `struct endpoint`.
+    fn endpoint(&mut self) -> Result<Option<SocketAddr>, DecodeError> {
+        let (family, port) = (self.u16()?, self.u16()?);
+        let address: [u8; 16] = self.array()?;
+        Ok(match (family, address) {
+            (AF_INET, [a, b, c, d, ..]) => Some(SocketAddr::from(([a, b, c, d], port))),
+            (AF_INET6, _) => Some(SocketAddr::from((address, port))),
+            _ => None,
+        })
     }
 
     /// A NUL-padded string.
@@ -382,7 +524,9 @@ impl Event {
         let hook = Hook::try_from(reader.u32()?)?;
         let [flags, pid, tid, ns_pid, uid, gid] =
             [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?];
-        let [argc, argv_len, ancestors, _reserved] = [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?];
+        let [argc, argv_len, ancestors, place] = [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?];
+        let remote = reader.endpoint()?;
+        let _reserved = reader.u32()?;
         let invoked = reader.string(NAME_LEN)?;
         let tty = reader.string(TTY_LEN)?;
         let [filename, exe, cwd] = [reader.string(PATH_LEN)?, reader.string(PATH_LEN)?, reader.string(PATH_LEN)?];
@@ -414,6 +558,8 @@ impl Event {
             uid,
             gid,
             argc,
+            place,
+            remote,
             invoked,
             tty,
             filename,
@@ -438,9 +584,14 @@ mod tests {
             out.extend(value.to_ne_bytes());
         }
         let argv_len = u32::try_from(argv.len()).unwrap();
-        for value in [1u32, 2, identified_by::INVOKED_NAME, 1, 0, 100, 101, 7, 0, 0, 2, argv_len, ancestors, 0] {
+        for value in
+            [1u32, 2, identified_by::INVOKED_NAME, 1, 0, 100, 101, 7, 0, 0, 2, argv_len, ancestors, place::MEMFD]
+        {
             out.extend(value.to_ne_bytes());
         }
+        out.extend([AF_INET.to_ne_bytes(), 4444u16.to_ne_bytes()].concat());
+        out.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        out.extend([0; 4]);
         for (text, len) in [("nc", NAME_LEN), ("", TTY_LEN), ("/bin/nc", 256), ("/usr/bin/nc.openbsd", 256), ("/", 256)]
         {
             let mut field = text.as_bytes().to_vec();
@@ -473,6 +624,8 @@ mod tests {
         assert_eq!(event.invoked, b"nc");
         assert_eq!(event.exe, b"/usr/bin/nc.openbsd");
         assert_eq!(event.argv, [&b"nc"[..], b"", b"-l"]);
+        assert_eq!(event.remote, Some("10.0.0.1:4444".parse().unwrap()));
+        assert_eq!(event.place, place::MEMFD);
         assert_eq!(event.lineage.len(), 2);
         assert_eq!(event.lineage[0].argv, [&b"sh"[..], b"-c", b"x"]);
         // Cut in the middle of an argument.
@@ -494,9 +647,9 @@ mod tests {
         verdict[4..8].copy_from_slice(&9u32.to_ne_bytes());
         assert!(matches!(Event::decode(&verdict), Err(DecodeError::Tag(UnknownTag { name: "Verdict", value: 9 }))));
         let mut version = record(0, b"");
-        version[..4].copy_from_slice(&2u32.to_ne_bytes());
-        assert_eq!(Event::decode(&version), Err(DecodeError::Version { found: 2 }));
-        let ancestors = EVENT_SIZE - 3 * PATH_LEN - TTY_LEN - NAME_LEN - 8;
+        version[..4].copy_from_slice(&(ABI_VERSION + 1).to_ne_bytes());
+        assert_eq!(Event::decode(&version), Err(DecodeError::Version { found: ABI_VERSION + 1 }));
+        let ancestors = EVENT_SIZE - 3 * PATH_LEN - TTY_LEN - NAME_LEN - 4 - 20 - 8;
         let mut bounds = record(0, b"");
         bounds[ancestors..ancestors + 4].copy_from_slice(&1_000_000u32.to_ne_bytes());
         assert!(matches!(Event::decode(&bounds), Err(DecodeError::Bounds { .. })));

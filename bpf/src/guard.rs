@@ -13,7 +13,7 @@ use aya::{
 
 use crate::{
     Backend,
-    abi::{Container, ContainerStats, Mode},
+    abi::{Container, ContainerStats, FingerprintKey, Identity, NameKey},
     cgroup::Cgroup,
     pins::{LSM_PROGRAMS, Pins},
 };
@@ -104,23 +104,15 @@ impl Guard {
         Ok(Self { pins, containers, stats })
     }
 
-    /// Puts a container, whose first process is `init_pid`, under guard. On failure nothing is left behind.
-    pub fn attach(
-        &mut self,
-        cgroup: &Cgroup,
-        policy: u32,
-        mode: Mode,
-        init_pid: u32,
-        backend: Backend,
-    ) -> Result<(), GuardError> {
+    /// Puts a container under guard. On failure nothing is left behind.
+    pub fn attach(&mut self, cgroup: &Cgroup, backend: Backend, container: Container) -> Result<(), GuardError> {
         if self.containers.get(&cgroup.id, 0).is_ok() {
             return Err(GuardError::AlreadyGuarded { path: cgroup.path.clone() });
         }
-        let done =
-            self.insert(cgroup.id, Container::new(policy, mode, init_pid, backend)).and_then(|()| match backend {
-                Backend::Lsm => self.attach_lsm(cgroup),
-                Backend::Tracepoint => require(&self.pins.tracepoint_link()),
-            });
+        let done = self.insert(cgroup.id, container).and_then(|()| match backend {
+            Backend::Lsm => self.attach_lsm(cgroup),
+            Backend::Tracepoint => require(&self.pins.tracepoint_link()),
+        });
         if done.is_err() {
             // The first error is the one to report.
             let _ = self.release(cgroup.id);
@@ -148,6 +140,21 @@ impl Guard {
             link.pin(directory.join(name)).map_err(|source| GuardError::Pin { name, source })?;
         }
         Ok(())
+    }
+
+    /// Every name that stands for something, with what it stands for.
+    pub fn names(&self) -> Result<std::collections::HashMap<NameKey, Identity>, GuardError> {
+        let names: HashMap<_, NameKey, Identity> = open_hash(&self.pins, "names")?;
+        names.iter().collect::<Result<_, _>>().map_err(|source| GuardError::Map { name: "names", source })
+    }
+
+    /// Makes contents stand for something in all containers of a scope.
+    pub fn learn(&self, scope: u64, contents: &[(u64, Identity)]) -> Result<(), GuardError> {
+        let fail = |source| GuardError::Map { name: "fingerprints", source };
+        let mut fingerprints: HashMap<_, FingerprintKey, Identity> = open_hash(&self.pins, "fingerprints")?;
+        contents.iter().try_for_each(|&(fingerprint, identity)| {
+            fingerprints.insert(FingerprintKey { fingerprint, scope }, identity, 0).map_err(fail)
+        })
     }
 
     /// What the kernel counted for a container, if it is in the table.

@@ -37,8 +37,20 @@ pub fn object() -> &'static [u8] {
 const SLOTS_PER_CPU: u32 = 4;
 
 /// The maps that outlive the agent.
-const MAPS: [&str; 9] =
-    ["build_id", "container_stats", "containers", "counters", "events", "names", "processes", "rules", "slots"];
+const MAPS: [&str; 12] = [
+    "build_id",
+    "container_stats",
+    "containers",
+    "counters",
+    "events",
+    "fingerprints",
+    "loader_options",
+    "multicall_prefixes",
+    "names",
+    "processes",
+    "rules",
+    "slots",
+];
 
 /// Why the programs could not be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,11 @@ use crate::{Backend, abi::ABI_VERSION};
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/portcullis";
 
 /// The programs that are attached to each container's cgroup (backend `lsm`), and the LSM hook of each.
-pub const LSM_PROGRAMS: [(&str, &str); 2] =
-    [("pc_bprm_check", "bprm_check_security"), ("pc_bprm_committed", "bprm_committed_creds")];
+pub const LSM_PROGRAMS: [(&str, &str); 3] = [
+    ("pc_bprm_check", "bprm_check_security"),
+    ("pc_bprm_committed", "bprm_committed_creds"),
+    ("pc_mmap_file", "mmap_file"),
+];
 
 /// The node-wide program of the backend `tracepoint`, and its tracepoint.
 pub const TRACEPOINT_PROGRAM: (&str, &str) = ("pc_sched_exec", "sched_process_exec");

@@ -1,18 +1,36 @@
-//! Filling the tables of names and rules.
+//! Filling the tables of names, contents and rules.
 
 use std::{collections::HashSet, hash::Hash};
 
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 
 use crate::{
-    abi::{Action, COUNTERS, NameKey, RuleKey},
+    abi::{Action, COUNTERS, FingerprintKey, Identity, LoaderOption, NameKey, NamePrefix, PREFIXES_MAX, RuleKey},
     guard::{GuardError, open_hash, open_map},
     pins::Pins,
 };
 
+/// What the tables are to hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Content {
+    /// Name to what it stands for.
+    pub names: Vec<(NameKey, Identity)>,
+    /// Content to what it stands for, on the whole node.
+    pub fingerprints: Vec<(u64, Identity)>,
+    /// Options of dynamic loaders that something follows.
+    pub loader_options: Vec<(NameKey, LoaderOption)>,
+    /// How multi-call programs' own names begin. Those beyond [`PREFIXES_MAX`] have no effect.
+    pub multicall_prefixes: Vec<NamePrefix>,
+    /// Policy and tool to action.
+    pub rules: Vec<(RuleKey, Action)>,
+}
+
 /// The pinned tables that the agent fills.
 pub struct Tables {
-    names: HashMap<MapData, NameKey, u32>,
+    names: HashMap<MapData, NameKey, Identity>,
+    fingerprints: HashMap<MapData, FingerprintKey, Identity>,
+    loader_options: HashMap<MapData, NameKey, u32>,
+    multicall_prefixes: Array<MapData, NamePrefix>,
     rules: HashMap<MapData, RuleKey, u32>,
     counters: PerCpuArray<MapData, [u64; COUNTERS.len()]>,
 }
@@ -22,6 +40,11 @@ impl Tables {
     pub fn open(pins: &Pins) -> Result<Self, GuardError> {
         Ok(Self {
             names: open_hash(pins, "names")?,
+            fingerprints: open_hash(pins, "fingerprints")?,
+            loader_options: open_hash(pins, "loader_options")?,
+            multicall_prefixes: open_map(pins, "multicall_prefixes")?
+                .try_into()
+                .map_err(|source| GuardError::Map { name: "multicall_prefixes", source })?,
             rules: open_hash(pins, "rules")?,
             counters: open_map(pins, "counters")?
                 .try_into()
@@ -29,17 +52,29 @@ impl Tables {
         })
     }
 
-    /// Makes the tables hold exactly this. New entries go in before old ones go out, so that a running container is
-    /// at no moment without the rules that are in both.
-    pub fn replace(&mut self, names: &[(NameKey, u32)], rules: &[(RuleKey, Action)]) -> Result<(), GuardError> {
-        for (key, tool) in names {
-            self.names.insert(key, tool, 0).map_err(|source| GuardError::Map { name: "names", source })?;
+    /// Makes the tables hold exactly this; what shims have learnt of images stays. New entries go in before old ones go
+    /// out, so that a running container is at no moment without the rules that are in both.
+    pub fn replace(&mut self, content: &Content) -> Result<(), GuardError> {
+        let key = |fingerprint| FingerprintKey { fingerprint, scope: 0 };
+        let fingerprints: Vec<_> =
+            content.fingerprints.iter().map(|(hash, identity)| (key(*hash), *identity)).collect();
+        let options: Vec<_> = content.loader_options.iter().map(|(name, option)| (*name, *option as u32)).collect();
+        let rules: Vec<_> = content.rules.iter().map(|(key, action)| (*key, *action as u32)).collect();
+        for place in 0..PREFIXES_MAX {
+            let prefix = content.multicall_prefixes.get(place).unwrap_or(&NamePrefix::NONE);
+            let index = u32::try_from(place).unwrap_or(u32::MAX);
+            self.multicall_prefixes
+                .set(index, prefix, 0)
+                .map_err(|source| GuardError::Map { name: "multicall_prefixes", source })?;
         }
-        for (key, action) in rules {
-            self.rules.insert(key, *action as u32, 0).map_err(|source| GuardError::Map { name: "rules", source })?;
-        }
-        remove_others(&mut self.names, "names", names)?;
-        remove_others(&mut self.rules, "rules", rules)
+        insert(&mut self.names, "names", &content.names)?;
+        insert(&mut self.fingerprints, "fingerprints", &fingerprints)?;
+        insert(&mut self.loader_options, "loader_options", &options)?;
+        insert(&mut self.rules, "rules", &rules)?;
+        remove_others(&mut self.names, "names", &content.names, |_| true)?;
+        remove_others(&mut self.fingerprints, "fingerprints", &fingerprints, |key| key.scope == 0)?;
+        remove_others(&mut self.loader_options, "loader_options", &options, |_| true)?;
+        remove_others(&mut self.rules, "rules", &rules, |_| true)
     }
 
     /// What went wrong inside the programs since they were loaded: name and count.
@@ -55,15 +90,32 @@ impl Tables {
     }
 }
 
-fn remove_others<K: aya::Pod + Eq + Hash, V>(
-    map: &mut HashMap<MapData, K, u32>,
+fn insert<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
     name: &'static str,
     wanted: &[(K, V)],
 ) -> Result<(), GuardError> {
+    wanted
+        .iter()
+        .try_for_each(|(key, value)| map.insert(key, value, 0))
+        .map_err(|source| GuardError::Map { name, source })
+}
+
+/// Removes what is not wanted of those keys that are `ours`.
+fn remove_others<K: aya::Pod + Eq + Hash, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    wanted: &[(K, V)],
+    ours: impl Fn(&K) -> bool,
+) -> Result<(), GuardError> {
     let wanted: HashSet<&K> = wanted.iter().map(|(key, _)| key).collect();
     let keys: Vec<K> = map.keys().collect::<Result<_, _>>().map_err(|source| GuardError::Map { name, source })?;
-    for key in keys.iter().filter(|key| !wanted.contains(key)) {
-        map.remove(key).map_err(|source| GuardError::Map { name, source })?;
+    for key in keys.iter().filter(|key| ours(key) && !wanted.contains(key)) {
+        match map.remove(key) {
+            // A shim may have removed it meanwhile.
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(source) => return Err(GuardError::Map { name, source }),
+        }
     }
     Ok(())
 }

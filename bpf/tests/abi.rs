@@ -8,7 +8,8 @@ use object::{Object, ObjectSection};
 use portcullis_bpf::{
     Backend,
     abi::{
-        self, Action, Container, ContainerStats, Event, Hook, Mode, NameKey, RuleKey, Verdict, flags, identified_by,
+        self, Action, Behaviour, Container, ContainerStats, Event, FingerprintKey, Hook, Identity, Kind, LoaderOption,
+        Mode, NameKey, NamePrefix, RuleKey, Verdict, flags, identified_by, place,
     },
     loader,
 };
@@ -61,7 +62,8 @@ fn keys_and_values_of_maps() {
     assert_layout(
         "rule_key",
         size_of::<RuleKey>(),
-        &[("policy", offset_of!(RuleKey, policy)), ("tool", offset_of!(RuleKey, tool))],
+        // The tool is in a union, which has no name.
+        &[("policy", offset_of!(RuleKey, policy)), ("", offset_of!(RuleKey, tool))],
     );
     assert_layout(
         "container",
@@ -71,8 +73,22 @@ fn keys_and_values_of_maps() {
             ("mode", offset_of!(Container, mode)),
             ("init_pid", offset_of!(Container, init_pid)),
             ("backend", offset_of!(Container, backend)),
+            ("scope", offset_of!(Container, scope)),
+            ("node_mount_ns", offset_of!(Container, node_mount_ns)),
+            ("reserved", offset_of!(Container, reserved)),
         ],
     );
+    assert_layout(
+        "identity",
+        size_of::<Identity>(),
+        &[("id", offset_of!(Identity, id)), ("kind", offset_of!(Identity, kind))],
+    );
+    assert_layout(
+        "fingerprint_key",
+        size_of::<FingerprintKey>(),
+        &[("fingerprint", offset_of!(FingerprintKey, fingerprint)), ("scope", offset_of!(FingerprintKey, scope))],
+    );
+    assert_layout("name_prefix", size_of::<NamePrefix>(), &[("bytes", 0), ("mask", 16)]);
     assert_layout(
         "container_stats",
         size_of::<ContainerStats>(),
@@ -112,11 +128,51 @@ fn enums() {
             ("HOOK_BPRM_CHECK", Hook::BprmCheck as u32),
             ("HOOK_BPRM_COMMITTED", Hook::BprmCommitted as u32),
             ("HOOK_TRACEPOINT", Hook::Tracepoint as u32),
+            ("HOOK_MMAP", Hook::Mmap as u32),
         ],
     );
     assert_enum(
         "identified_by",
-        &[("BY_INVOKED_NAME", identified_by::INVOKED_NAME), ("BY_RESOLVED_NAME", identified_by::RESOLVED_NAME)],
+        &[
+            ("BY_INVOKED_NAME", identified_by::INVOKED_NAME),
+            ("BY_RESOLVED_NAME", identified_by::RESOLVED_NAME),
+            ("BY_FINGERPRINT", identified_by::FINGERPRINT),
+            ("BY_APPLET", identified_by::APPLET),
+            ("BY_LOADER", identified_by::LOADER),
+            ("BY_MAPPING", identified_by::MAPPING),
+            ("BY_STDIO", identified_by::STDIO),
+            ("BY_PLACE", identified_by::PLACE),
+        ],
+    );
+    assert_enum(
+        "place",
+        &[
+            ("PLACE_WRITABLE_DIRECTORY", place::WRITABLE_DIRECTORY),
+            ("PLACE_UPPER_LAYER", place::UPPER_LAYER),
+            ("PLACE_MEMFD", place::MEMFD),
+            ("PLACE_DELETED", place::DELETED),
+        ],
+    );
+    assert_enum(
+        "kind",
+        &[
+            ("KIND_TOOL", Kind::Tool as u32),
+            ("KIND_MULTICALL", Kind::Multicall as u32),
+            ("KIND_LOADER", Kind::Loader as u32),
+            ("KIND_SHELL", Kind::Shell as u32),
+            ("KIND_INTERPRETER", Kind::Interpreter as u32),
+        ],
+    );
+    assert_enum(
+        "loader_option",
+        &[("OPTION_VALUE", LoaderOption::Value as u32), ("OPTION_ARGV0", LoaderOption::Argv0 as u32)],
+    );
+    assert_enum(
+        "behaviour",
+        &[
+            ("REVERSE_SHELL", Behaviour::ReverseShell as u32),
+            ("DROPPED_EXECUTABLE", Behaviour::DroppedExecutable as u32),
+        ],
     );
     assert_enum(
         "event_flags",
@@ -170,6 +226,8 @@ fn event_and_ancestor_are_decoded_from_the_right_places() {
         ("argc", 110),
         ("argv_len", 3),
         ("ancestors", 1),
+        ("place", 111),
+        ("reserved", 0),
     ];
     let u64s = [
         ("time_ns", 1u64 << 40),
@@ -189,7 +247,12 @@ fn event_and_ancestor_are_decoded_from_the_right_places() {
     for name in strings {
         put(0, &event, name, name.as_bytes());
     }
-    // Every member is in one of the lists above.
+    let endpoint = layout(&btf(), "endpoint");
+    let remote = event.members.iter().find(|(member, _)| member == "remote").unwrap().1;
+    put(remote, &endpoint, "family", &10u16.to_ne_bytes());
+    put(remote, &endpoint, "port", &443u16.to_ne_bytes());
+    put(remote, &endpoint, "address", &[7; 16]);
+    // Every member is in one of the lists above, or an endpoint.
     assert_eq!(event.members.len(), u32s.len() + u64s.len() + strings.len() + 1, "a new member wants a line here");
     let ancestor_u32s =
         [("pid", 201u32), ("ns_pid", 202), ("uid", 203), ("flags", 204), ("argv_len", 3), ("argc", 205)];
@@ -209,7 +272,8 @@ fn event_and_ancestor_are_decoded_from_the_right_places() {
         [decoded.policy, decoded.tool, decoded.identified_by, decoded.flags, decoded.pid, decoded.tid, decoded.ns_pid],
         [101, 102, 103, 104, 105, 106, 107]
     );
-    assert_eq!([decoded.uid, decoded.gid, decoded.argc], [108, 109, 110]);
+    assert_eq!([decoded.uid, decoded.gid, decoded.argc, decoded.place], [108, 109, 110, 111]);
+    assert_eq!(decoded.remote, Some((([7; 16]), 443).into()));
     assert_eq!(
         [decoded.time_ns, decoded.start_time_ns, decoded.cgroup_id, decoded.leaf_cgroup_id, decoded.inode],
         [1 << 40, 2 << 40, 3 << 40, 4 << 40, 5 << 40]

@@ -79,7 +79,26 @@ words! {
 }
 words! {
     /// How a tool was recognised.
-    Identification { InvokedName = "invoked_name", ResolvedName = "resolved_name" }
+    Identification {
+        InvokedName = "invoked_name",
+        ResolvedName = "resolved_name",
+        Fingerprint = "fingerprint",
+        Applet = "applet",
+        Loader = "loader",
+        Mapping = "mapping",
+        Stdio = "stdio",
+        Place = "place"
+    }
+}
+words! {
+    /// A remarkable place of an executed file.
+    Place {
+        WritableDirectory = "writable_directory",
+        TemporaryDirectory = "temporary_directory",
+        UpperLayer = "upper_layer",
+        Memfd = "memfd",
+        Deleted = "deleted"
+    }
 }
 words! {
     /// How a process came to be in its container.
@@ -110,6 +129,15 @@ pub struct Signal {
     pub policy: String,
     pub backend: Backend,
     pub message: String,
+    pub remote: Option<Endpoint>,
+}
+
+/// The other end of a socket.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    pub address: String,
+    pub port: u32,
 }
 
 /// A tool of the catalogue.
@@ -144,6 +172,7 @@ pub struct Process {
     pub cwd_truncated: bool,
     pub tty: String,
     pub start_time: Option<Time>,
+    pub places: Vec<Place>,
 }
 
 /// An image that led to the process.
@@ -218,6 +247,7 @@ impl From<v1::Signal> for Signal {
             lineage_truncated: signal.lineage_truncated,
             policy: signal.policy,
             message: signal.message,
+            remote: signal.remote.map(|remote| Endpoint { address: remote.address, port: remote.port }),
         }
     }
 }
@@ -231,6 +261,7 @@ impl From<v1::Tool> for Tool {
 impl From<v1::Process> for Process {
     fn from(process: v1::Process) -> Self {
         Self {
+            places: process.places().map(Into::into).collect(),
             pid: process.pid,
             tid: process.tid,
             container_pid: process.container_pid,

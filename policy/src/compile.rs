@@ -13,8 +13,6 @@ use crate::{
 pub struct Compiled {
     /// What the shim needs.
     pub entry: PolicyEntry,
-    /// Name to kernel id of the tool.
-    pub names: Vec<(String, u32)>,
     /// Kernel id of the policy and the tool to action. What is ignored is not in it.
     pub rules: Vec<((u32, u32), Action)>,
     /// Kernel id of the tool to the severity of its signals, where the policy gives one.
@@ -26,12 +24,10 @@ pub fn compile(catalog: &Catalog, policy: &Policy, id: u32) -> Result<Compiled, 
     for rule in &policy.spec.rules {
         check(catalog, &policy.file, rule)?;
     }
-    let mut names = Vec::new();
     let mut rules = Vec::new();
     let mut severities = HashMap::new();
     for tool in catalog.tools() {
         let kernel_id = tool.kernel_id();
-        names.extend(tool.names.iter().map(|name| (name.clone(), kernel_id)));
         let decides = |rule: &&Rule| {
             rule.tools.iter().any(|id| id.value == tool.id)
                 || rule.categories.iter().any(|id| id.value == tool.category)
@@ -55,7 +51,7 @@ pub fn compile(catalog: &Catalog, policy: &Policy, id: u32) -> Result<Compiled, 
         on_attach_failure,
         allow_loosening: policy.spec.allow_loosening,
     };
-    Ok(Compiled { entry, names, rules, severities })
+    Ok(Compiled { entry, rules, severities })
 }
 
 fn check(catalog: &Catalog, file: &str, rule: &Rule) -> Result<(), SourceError> {
@@ -87,7 +83,8 @@ mod tests {
     }
 
     fn action(compiled: &Compiled, name: &str) -> Option<Action> {
-        let tool = compiled.names.iter().find(|(known, _)| known == name)?.1;
+        let catalog = Catalog::shipped().unwrap();
+        let tool = catalog.names().find(|known| known.name == name)?.kernel_id;
         compiled.rules.iter().find(|((_, id), _)| *id == tool).map(|(_, action)| *action)
     }
 

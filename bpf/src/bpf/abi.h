@@ -8,7 +8,7 @@
 #ifndef PORTCULLIS_ABI_H
 #define PORTCULLIS_ABI_H
 
-#define PORTCULLIS_ABI_VERSION 1
+#define PORTCULLIS_ABI_VERSION 2
 
 /* Enums are members and values here: 32 bits each, on both sides. */
 #define ASSERT_ENUM_IS_U32(name) _Static_assert(sizeof(enum name) == sizeof(__u32), #name)
@@ -23,6 +23,8 @@
 #define ANCESTOR_ARGV_LEN 256
 /* A guarded cgroup is at most this deep below the hierarchy's root; what it holds may be deeper. */
 #define CGROUP_DEPTH_MAX 32
+/* Elements of `multicall_prefixes`. */
+#define PREFIXES_MAX 4
 
 enum mode {
 	MODE_DETECT = 1,
@@ -48,10 +50,71 @@ enum verdict {
 	VERDICT_KILLED = 4,
 };
 
+/* What a name or a content stands for; one of these each. */
+enum kind {
+	KIND_TOOL = 1 << 0,
+	/* One program that is many: argv decides which. busybox, toybox. */
+	KIND_MULTICALL = 1 << 1,
+	/* Dynamic loader: run as a program it runs the one that argv names. */
+	KIND_LOADER = 1 << 2,
+	KIND_SHELL = 1 << 3,
+	KIND_INTERPRETER = 1 << 4,
+};
+
+/* Value of `names` and `fingerprints`. */
+struct identity {
+	/* Tool id; for the other kinds an id for people. */
+	__u32 id;
+	enum kind kind;
+};
+
+/* Key of `fingerprints`. */
+struct fingerprint_key {
+	/* See fingerprint.bpf.h. */
+	__u64 fingerprint;
+	/* struct container.scope of those that it holds for; 0 for all. */
+	__u64 scope;
+};
+
+/* Value of `loader_options`, keyed by the option: what a dynamic loader's option is followed by. */
+enum loader_option {
+	OPTION_VALUE = 1,
+	/* argv[0] for the program that is run. */
+	OPTION_ARGV0 = 2,
+};
+
+/* An element of `multicall_prefixes`: a name that begins like this stands for the multi-call program itself. */
+struct name_prefix {
+	__u64 bytes[2];
+	/* Which bits of them count; the first is 0 in an element that is not used. */
+	__u64 mask[2];
+};
+
 /* Bits of event.identified_by. */
 enum identified_by {
 	BY_INVOKED_NAME = 1 << 0,
 	BY_RESOLVED_NAME = 1 << 1,
+	BY_FINGERPRINT = 1 << 2,
+	/* argv of a multi-call program. */
+	BY_APPLET = 1 << 3,
+	/* argv of a dynamic loader. */
+	BY_LOADER = 1 << 4,
+	/* Mapped as code into a process that executed something else. */
+	BY_MAPPING = 1 << 5,
+	/* An internet socket as standard input or output. */
+	BY_STDIO = 1 << 6,
+	/* The place it was executed from. */
+	BY_PLACE = 1 << 7,
+};
+
+/* Bits of event.place: where the executed file is. */
+enum place {
+	/* Everybody may write to its directory. */
+	PLACE_WRITABLE_DIRECTORY = 1 << 0,
+	/* In overlayfs's upper layer: not part of the image. */
+	PLACE_UPPER_LAYER = 1 << 1,
+	PLACE_MEMFD = 1 << 2,
+	PLACE_DELETED = 1 << 3,
 };
 
 /* Where in the kernel an event was made. */
@@ -59,6 +122,7 @@ enum hook {
 	HOOK_BPRM_CHECK = 1,
 	HOOK_BPRM_COMMITTED = 2,
 	HOOK_TRACEPOINT = 3,
+	HOOK_MMAP = 4,
 };
 
 /* Bits of event.flags and, where they fit, ancestor.flags and process.flags. */
@@ -81,10 +145,21 @@ struct name_key {
 	char name[NAME_LEN];
 };
 
+/*
+ * Findings that are no tool's but that rules know as if they were: FNV-1a of the id in the catalogue, as for tools.
+ */
+enum behaviour {
+	REVERSE_SHELL = 0x52305de0,
+	DROPPED_EXECUTABLE = 0xbe94b6ae,
+};
+
 /* Key of `rules`; the value is an enum action. */
 struct rule_key {
 	__u32 policy;
-	__u32 tool;
+	union {
+		__u32 tool;
+		enum behaviour behaviour;
+	};
 };
 
 /* Value of `containers`; the key is the container's cgroup id as u64. */
@@ -94,6 +169,11 @@ struct container {
 	/* The container's first process, as the node sees it. */
 	__u32 init_pid;
 	enum backend backend;
+	/* Whose fingerprints hold here besides those that hold everywhere. */
+	__u64 scope;
+	/* The node's own mount namespace (its inode number): what runs there is the container runtime. */
+	__u32 node_mount_ns;
+	__u32 reserved;
 };
 
 /* Value of `container_stats`; the key is the container's cgroup id as u64. */
@@ -113,6 +193,17 @@ struct counters {
 	__u64 argv_read_failed;
 	__u64 path_read_failed;
 	__u64 signal_failed;
+	__u64 content_read_failed;
+};
+
+/* The other end of a socket. */
+struct endpoint {
+	/* AF_INET or AF_INET6; 0 when there is no such socket. */
+	__u16 family;
+	/* In host byte order; 0 when the socket is not connected. */
+	__u16 port;
+	/* IPv4 in the first four bytes. */
+	__u8 address[16];
 };
 
 /* One image that led to the event's process. */
@@ -157,6 +248,8 @@ struct event {
 	__u32 argc;
 	__u32 argv_len;
 	__u32 ancestors;
+	enum place place;
+	struct endpoint remote;
 	__u32 reserved;
 	char invoked[NAME_LEN];
 	char tty[TTY_LEN];
@@ -170,6 +263,10 @@ ASSERT_ENUM_IS_U32(backend);
 ASSERT_ENUM_IS_U32(action);
 ASSERT_ENUM_IS_U32(verdict);
 ASSERT_ENUM_IS_U32(identified_by);
+ASSERT_ENUM_IS_U32(kind);
+ASSERT_ENUM_IS_U32(loader_option);
+ASSERT_ENUM_IS_U32(behaviour);
+ASSERT_ENUM_IS_U32(place);
 ASSERT_ENUM_IS_U32(hook);
 ASSERT_ENUM_IS_U32(event_flags);
 

@@ -11,12 +11,43 @@
 
 #define ARGS_MAX 1024
 
-struct argv_cursor {
+/* Where arguments are. */
+struct args {
 	/* Strings one after the other; 0 when `pointers` leads to them. */
 	u64 strings;
-	/* The user's array of pointers, and their size in bytes. */
+	/* The user's array of pointers, and their size in bytes; 0 when the system call is none that we know. */
 	u64 pointers;
 	u32 width;
+	/* A pointer could not be read. */
+	bool failed;
+};
+
+/* The address of an argument; those before it must have been passed over by arg_next. 0 after the last. */
+static __always_inline u64 arg_string(struct args *args, u32 index)
+{
+	u64 string = args->strings;
+
+	if (string)
+		return string;
+	if (!args->width)
+		return 0;
+	if (bpf_probe_read_user(&string, args->width == 4 ? 4 : 8, (void *)(args->pointers + (u64)index * args->width))) {
+		COUNT(argv_read_failed);
+		args->failed = true;
+		return 0;
+	}
+	return string;
+}
+
+/* `size`: of the argument that was just looked at, its NUL included. */
+static __always_inline void arg_next(struct args *args, u32 size)
+{
+	if (args->strings)
+		args->strings += size;
+}
+
+struct argv_cursor {
+	struct args args;
 	/* Room of twice `capacity` bytes, for the verifier's sake, as in struct path_work. */
 	char *to;
 	u32 len;
@@ -48,24 +79,20 @@ static __always_inline void append(struct argv_cursor *c, u64 string, const u32 
 	if ((u32)n == capacity - len)
 		c->truncated = true;
 	c->len = len + n;
-	if (c->strings)
-		c->strings += n;
+	arg_next(&c->args, n);
 }
 
 /* One argument; `capacity` is a constant so that the verifier sees each buffer's bounds. */
 static __always_inline long argv_step(u32 index, struct argv_cursor *c, const u32 capacity)
 {
-	u64 string = c->strings;
+	u64 string;
 
 	if (c->truncated)
 		return 1;
+	string = arg_string(&c->args, index);
 	if (!string) {
-		if (bpf_probe_read_user(&string, c->width == 4 ? 4 : 8, (void *)(c->pointers + (u64)index * c->width))) {
-			c->truncated = true;
-			return 1;
-		}
-		if (!string)
-			return 1;
+		c->truncated = c->args.failed;
+		return 1;
 	}
 	append(c, string, capacity);
 	return 0;
@@ -81,8 +108,8 @@ static long ancestor_argv_step(u32 index, struct argv_cursor *c)
 	return argv_step(index, c, ANCESTOR_ARGV_LEN);
 }
 
-/* The registers' argv of the exec that is under way; width 0 when the system call is none that we know. */
-static __always_inline void registers_argv(struct argv_cursor *c)
+/* The registers' argv of the exec that is under way. */
+static __always_inline void registers_argv(struct args *c)
 {
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
 

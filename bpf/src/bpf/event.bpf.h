@@ -48,27 +48,41 @@ static __always_inline void release_slot(struct slot *slot)
 	__sync_lock_test_and_set(&slot->busy, 0);
 }
 
+/* A mapping has no name that it was invoked by. */
+static __always_inline void fill_names(struct event *event, const struct execution *exec)
+{
+	struct basename base = {};
+
+	event->filename[0] = 0;
+	__builtin_memset(event->invoked, 0, NAME_LEN);
+	if (!exec->filename)
+		return;
+	read_kernel_basename(exec->filename, &base);
+	__builtin_memcpy(event->invoked, &base.key, NAME_LEN);
+	if (bpf_probe_read_kernel_str(event->filename, PATH_LEN, (void *)exec->filename) == PATH_LEN)
+		event->flags |= FILENAME_TRUNCATED;
+}
+
 /* All that needs no slot. */
-static __always_inline void fill_facts(struct event *event, const struct execution *exec, const struct membership *m,
-				       const struct match *match, enum verdict verdict)
+static __always_inline void fill_facts(struct event *event, const struct execution *exec)
 {
 	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
-	struct file *file = exec->bprm->file;
+	struct file *file = (void *)exec->file;
 	u64 pid_tgid = bpf_get_current_pid_tgid();
 	u64 uid_gid = bpf_get_current_uid_gid();
 	struct tty_struct *tty = BPF_CORE_READ(leader, signal, tty);
 
 	event->abi_version = PORTCULLIS_ABI_VERSION;
-	event->verdict = verdict;
+	event->verdict = exec->verdict;
 	event->time_ns = bpf_ktime_get_boot_ns();
 	event->start_time_ns = leader->start_boottime;
-	event->cgroup_id = m->cgroup_id;
+	event->cgroup_id = exec->in.cgroup_id;
 	event->leaf_cgroup_id = bpf_get_current_cgroup_id();
 	event->inode = BPF_CORE_READ(file, f_inode, i_ino);
 	event->file_size = BPF_CORE_READ(file, f_inode, i_size);
-	event->policy = m->container.policy;
-	event->tool = match->tool;
-	event->identified_by = match->by;
+	event->policy = exec->in.container.policy;
+	event->tool = exec->match.tool;
+	event->identified_by = exec->match.by;
 	event->hook = exec->hook;
 	event->flags = 0;
 	event->pid = pid_tgid >> 32;
@@ -79,21 +93,21 @@ static __always_inline void fill_facts(struct event *event, const struct executi
 	event->argc = exec->argc;
 	event->argv_len = 0;
 	event->ancestors = 0;
+	event->place = exec->match.place;
+	event->remote = exec->match.remote;
 	event->reserved = 0;
-	__builtin_memcpy(event->invoked, match->invoked, NAME_LEN);
 	__builtin_memset(event->tty, 0, TTY_LEN);
 	if (tty)
 		bpf_probe_read_kernel_str(event->tty, TTY_LEN, tty->name);
 	event->exe[0] = 0;
 	event->cwd[0] = 0;
-	if (bpf_probe_read_kernel_str(event->filename, PATH_LEN, exec->bprm->filename) == PATH_LEN)
-		event->flags |= FILENAME_TRUNCATED;
+	fill_names(event, exec);
 }
 
 static __always_inline void fill_paths(struct slot *slot, const struct execution *exec)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct file *file = exec->bprm->file;
+	struct file *file = (void *)exec->file;
 
 	if (read_path(slot->event.exe, PATH_LEN, &slot->path, BPF_CORE_READ(file, f_path.mnt),
 		      BPF_CORE_READ(file, f_path.dentry)))
@@ -143,16 +157,16 @@ static __always_inline void fill_lineage(struct slot *slot, const struct members
 static __always_inline void fill_argv(struct slot *slot, const struct execution *exec, u32 offset)
 {
 	struct argv_cursor cursor = {
-		.strings = exec->argv,
+		.args = { .strings = exec->argv },
 		.to = slot->tail + offset,
 	};
 	u32 args = exec->argc;
 
 	if (!exec->argv) {
 		slot->event.flags |= ARGV_UNCONFIRMED;
-		registers_argv(&cursor);
-		args = cursor.width ? ARGS_MAX : 0;
-		if (!cursor.width)
+		registers_argv(&cursor.args);
+		args = cursor.args.width ? ARGS_MAX : 0;
+		if (!cursor.args.width)
 			cursor.truncated = true;
 	}
 	bpf_loop(args < ARGS_MAX ? args : ARGS_MAX, event_argv_step, &cursor, 0);
@@ -169,9 +183,7 @@ static __always_inline void lost(struct container_stats *stats)
 }
 
 /* The last resort: facts only, straight into the ring buffer. */
-static __always_inline void emit_reduced(const struct execution *exec, const struct membership *m,
-					 const struct match *match, enum verdict verdict,
-					 struct container_stats *stats)
+static __always_inline void emit_reduced(const struct execution *exec, struct container_stats *stats)
 {
 	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
@@ -179,32 +191,37 @@ static __always_inline void emit_reduced(const struct execution *exec, const str
 		lost(stats);
 		return;
 	}
-	fill_facts(event, exec, m, match, verdict);
+	fill_facts(event, exec);
 	event->flags |= EVENT_REDUCED | ARGV_TRUNCATED | LINEAGE_TRUNCATED;
 	bpf_ringbuf_submit(event, 0);
 	COUNT(events_reduced);
 }
 
-static __always_inline void emit(const struct execution *exec, const struct membership *m, const struct match *match,
-				 enum verdict verdict)
+__attribute__((noinline)) int emit(const struct execution *exec)
 {
-	struct container_stats *stats = bpf_map_lookup_elem(&container_stats, &m->cgroup_id);
-	struct slot *slot = claim_slot();
+	struct container_stats *stats;
 	bool sent = false;
+	struct slot *slot;
+	u64 cgroup_id;
 
+	if (!exec)
+		return 0;
+	cgroup_id = exec->in.cgroup_id;
+	stats = bpf_map_lookup_elem(&container_stats, &cgroup_id);
 	if (stats) {
 		__sync_fetch_and_add(&stats->matched, 1);
-		if (verdict == VERDICT_BLOCKED)
+		if (exec->verdict == VERDICT_BLOCKED)
 			__sync_fetch_and_add(&stats->blocked, 1);
-		if (verdict == VERDICT_KILLED)
+		if (exec->verdict == VERDICT_KILLED)
 			__sync_fetch_and_add(&stats->killed, 1);
 	}
+	slot = claim_slot();
 	if (slot) {
 		u32 ancestors, offset, size;
 
-		fill_facts(&slot->event, exec, m, match, verdict);
+		fill_facts(&slot->event, exec);
 		fill_paths(slot, exec);
-		fill_lineage(slot, m);
+		fill_lineage(slot, &exec->in);
 		ancestors = slot->event.ancestors;
 		if (ancestors > ANCESTORS_MAX)
 			ancestors = ANCESTORS_MAX;
@@ -218,7 +235,8 @@ static __always_inline void emit(const struct execution *exec, const struct memb
 		release_slot(slot);
 	}
 	if (!sent)
-		emit_reduced(exec, m, match, verdict, stats);
+		emit_reduced(exec, stats);
+	return 0;
 }
 
 #endif

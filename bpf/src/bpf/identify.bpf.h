@@ -6,15 +6,6 @@
 #ifndef PORTCULLIS_IDENTIFY_H
 #define PORTCULLIS_IDENTIFY_H
 
-struct match {
-	u32 tool;
-	/* All the ways that led to `tool`. */
-	enum identified_by by;
-	enum action action;
-	/* Last component of the path given to execve(2). */
-	char invoked[NAME_LEN];
-};
-
 static __always_inline void consider(struct match *match, u32 policy, u32 tool, enum identified_by by)
 {
 	struct rule_key key = { .policy = policy, .tool = tool };
@@ -31,71 +22,95 @@ static __always_inline void consider(struct match *match, u32 policy, u32 tool, 
 	}
 }
 
-static __always_inline void consider_name(struct match *match, u32 policy, const char *name, enum identified_by by)
+static __always_inline void consider_identity(struct match *match, u32 policy, const struct identity *identity,
+					      enum identified_by by)
 {
-	u32 *tool = bpf_map_lookup_elem(&names, name);
-
-	if (tool)
-		consider(match, policy, *tool, by);
+	if (!identity)
+		return;
+	match->kinds |= identity->kind;
+	if (identity->kind == KIND_TOOL)
+		consider(match, policy, identity->id, by);
 }
 
-#define CHUNK 64
-
-struct basename_cursor {
-	const char *string;
-	/* Offset of what follows the last slash so far. */
-	u32 base;
-};
-
-static long basename_step(u32 index, struct basename_cursor *c)
+/* By the name of the file, links followed. */
+static __always_inline struct identity *identity_by_resolved_name(u64 address)
 {
-	char chunk[CHUNK] = {};
-	/* Each read ends in a NUL of its own, so it brings CHUNK - 1 bytes of the string. */
-	u32 offset = index * (CHUNK - 1);
-	u32 base = 0;
-	long n = bpf_probe_read_kernel_str(chunk, CHUNK, c->string + offset);
+	struct file *file = (void *)address;
+	struct name_key key = {};
 
-	if (n <= 0) {
+	if (bpf_probe_read_kernel_str(key.name, NAME_LEN, BPF_CORE_READ(file, f_path.dentry, d_name.name)) < 0)
 		COUNT(name_read_failed);
-		return 1;
+	return bpf_map_lookup_elem(&names, &key);
+}
+
+/* By the last component of the path given to execve(2). */
+static __always_inline struct identity *identity_by_invoked_name(u64 filename)
+{
+	struct basename base = {};
+
+	read_kernel_basename(filename, &base);
+	return bpf_map_lookup_elem(&names, &base.key);
+}
+
+static __always_inline void consider_content(struct execution *exec)
+{
+	struct fingerprint_key key = { .fingerprint = fingerprint(exec->bprm) };
+	u32 policy = exec->in.container.policy;
+
+	consider_identity(&exec->match, policy, bpf_map_lookup_elem(&fingerprints, &key), BY_FINGERPRINT);
+	key.scope = exec->in.container.scope;
+	if (key.scope)
+		consider_identity(&exec->match, policy, bpf_map_lookup_elem(&fingerprints, &key), BY_FINGERPRINT);
+}
+
+/*
+ * Before the exec is final the caller's registers lead to what will be argv, unless another thread changes it: good
+ * enough for an early EPERM, as the second look comes once the exec is final. For a script's interpreter they lead to the
+ * script's argv, which says nothing of the interpreter's.
+ */
+static __always_inline void consider_command(struct execution *exec)
+{
+	struct linux_binprm *bprm = (void *)exec->bprm;
+	struct command_cursor cursor = {
+		.args = { .strings = exec->argv },
+		.reader = exec->match.kinds & KIND_MULTICALL ? KIND_MULTICALL : KIND_LOADER,
+	};
+	u32 argc = exec->argc;
+	enum identified_by by;
+
+	if (!exec->argv) {
+		if (BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename))
+			return;
+		registers_argv(&cursor.args);
+		argc = ARGS_SCANNED_MAX;
 	}
-#pragma clang loop unroll(full)
-	for (int i = 0; i < CHUNK - 1; i++)
-		if (chunk[i] == '/')
-			base = i + 1;
-	if (base)
-		c->base = offset + base;
-	return n < CHUNK;
+	by = read_command(&cursor, argc);
+	if (cursor.found.kind)
+		consider_identity(&exec->match, exec->in.container.policy, &cursor.found, by);
 }
 
-/*
- * The name as comm has it, but whole. The path can be 4095 bytes long and consist of slashes; looking only at its
- * beginning would be a way around us.
- */
-static __always_inline void read_basename(char *to, const char *string)
+/* Fills `match`. The result means nothing; a function that is not static must have one. */
+__attribute__((noinline)) int identify(struct execution *exec)
 {
-	struct basename_cursor cursor = { .string = string };
+	struct match *match;
+	u32 policy;
 
-	bpf_loop(4096 / (CHUNK - 1) + 1, basename_step, &cursor, 0);
-	if (bpf_probe_read_kernel_str(to, NAME_LEN, string + cursor.base) < 0)
-		COUNT(name_read_failed);
-}
-
-/*
- * A name of NAME_LEN bytes or more is cut; as no name in the table has NAME_LEN - 1 bytes (the agent refuses that), a
- * cut one can't match. The rest of a name's room must be zeroes: keys are compared whole.
- */
-static __always_inline void identify(struct match *match, struct linux_binprm *bprm, u32 policy)
-{
-	struct file *file = bprm->file;
-	struct name_key resolved = {};
-
-	read_basename(match->invoked, bprm->filename);
-	if (bpf_probe_read_kernel_str(resolved.name, NAME_LEN, BPF_CORE_READ(file, f_path.dentry, d_name.name)) < 0)
-		COUNT(name_read_failed);
+	if (!exec)
+		return 0;
+	match = &exec->match;
+	policy = exec->in.container.policy;
 	/* The file says more about what runs than the name it was called by, so it comes first. */
-	consider_name(match, policy, resolved.name, BY_RESOLVED_NAME);
-	consider_name(match, policy, match->invoked, BY_INVOKED_NAME);
+	consider_identity(match, policy, identity_by_resolved_name(exec->file), BY_RESOLVED_NAME);
+	consider_content(exec);
+	consider_identity(match, policy, identity_by_invoked_name(exec->filename), BY_INVOKED_NAME);
+	if (match->kinds & (KIND_MULTICALL | KIND_LOADER))
+		consider_command(exec);
+	match->place = place_of(exec->file);
+	if (match->kinds & (KIND_SHELL | KIND_INTERPRETER) && stdio_is_internet_socket(&match->remote))
+		consider(match, policy, REVERSE_SHELL, BY_STDIO);
+	if (!match->action && match->place & (PLACE_UPPER_LAYER | PLACE_MEMFD) && !is_runtime(&exec->in.container))
+		consider(match, policy, DROPPED_EXECUTABLE, BY_PLACE);
+	return 0;
 }
 
 #endif

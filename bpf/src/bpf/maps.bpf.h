@@ -18,13 +18,41 @@ struct {
 	__type(value, struct container_stats);
 } container_stats SEC(".maps");
 
-/* Name to tool. Written by the agent. */
+/* Name to what it stands for. Written by the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct name_key);
-	__type(value, u32);
+	__type(value, struct identity);
 } names SEC(".maps");
+
+/*
+ * Content to what it stands for. Scope 0 is written by the agent, any other by the shim of the first container of an
+ * image. Not allocated in advance: it is for thousands of images, and few nodes have more than some dozens.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct fingerprint_key);
+	__type(value, struct identity);
+} fingerprints SEC(".maps");
+
+/* Options of dynamic loaders that something follows. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct name_key);
+	__type(value, enum loader_option);
+} loader_options SEC(".maps");
+
+/* How multi-call programs' own names begin. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PREFIXES_MAX);
+	__type(key, u32);
+	__type(value, struct name_prefix);
+} multicall_prefixes SEC(".maps");
 
 /* Policy and tool to action. Written by the agent. */
 struct {

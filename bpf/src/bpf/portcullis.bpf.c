@@ -2,20 +2,23 @@
 /*
  * Portcullis in the kernel: what happens when something in a guarded container calls execve(2).
  *
- * Backend lsm (kernel 6.0): two programs on each container's own cgroup.
+ * Backend lsm (kernel 6.0): three programs on each container's own cgroup.
  *   pc_bprm_check      before the point of no return: a match that the policy blocks ends in EPERM.
- *   pc_bprm_committed  the exec is final, the new program has not run yet: reports what was let through, and remembers
- *                      the image for later signals' lineage.
+ *   pc_bprm_committed  the exec is final, the new program has not run yet: reports what was let through, ends with SIGKILL
+ *                      what only the true argv shows, and remembers the image for later signals' lineage.
+ *   pc_mmap_file       a file is mapped as code: a match that the policy blocks ends in EPERM.
  * Backend tracepoint (kernel 5.17, for bpf_loop): one program for the whole node.
  *   pc_sched_exec      the exec is final: reports, and ends with SIGKILL what the policy blocks, before its first
  *                      instruction in user space.
  *
- * Parts: maps.bpf.h, task.bpf.h (whose is it), identify.bpf.h (what is it), path/argv/process.bpf.h (what is to tell about
+ * Parts: maps.bpf.h, task.bpf.h (whose is it), identify.bpf.h (what is it) with fingerprint.bpf.h (by its content),
+ * command.bpf.h (by what it was told to run) and place.bpf.h (where it is), path/argv/process.bpf.h (what is to tell about
  * it), event.bpf.h (telling). Each helper's failure is counted.
  */
 #include "vmlinux_min.h"
 
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
@@ -25,65 +28,86 @@
 #include "path.bpf.h"
 #include "argv.bpf.h"
 #include "process.bpf.h"
+#include "fingerprint.bpf.h"
+#include "command.bpf.h"
+#include "place.bpf.h"
 #include "identify.bpf.h"
 #include "event.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+#define PROT_EXEC 4
+
 #define ALLOW 1
 #define DENY 0 /* EPERM to the caller */
 
 /* Whether the match is to be stopped here; otherwise says how it is reported. */
-static __always_inline bool must_stop(const struct membership *m, const struct match *match, enum verdict *verdict)
+static __always_inline bool must_stop(struct execution *exec)
 {
-	if (match->action != ACTION_BLOCK) {
-		*verdict = VERDICT_DETECTED;
+	if (exec->match.action != ACTION_BLOCK) {
+		exec->verdict = VERDICT_DETECTED;
 		return false;
 	}
-	*verdict = VERDICT_WOULD_BLOCK;
-	return m->container.mode == MODE_ENFORCE;
+	exec->verdict = VERDICT_WOULD_BLOCK;
+	return exec->in.container.mode == MODE_ENFORCE;
+}
+
+/* After a change of backend containers of both kinds run; each is one program's business. */
+static __always_inline bool is_ours(struct execution *exec, enum backend backend)
+{
+	return find_container(&exec->in) && exec->in.container.backend == backend;
+}
+
+/* An argument of the program as an integer; read through the context, as a kernel pointer can't become one otherwise. */
+static __always_inline u64 argument(void *ctx, u32 index)
+{
+	u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (u64 *)ctx + index);
+	return value;
+}
+
+static __always_inline void fill_execution(struct execution *exec, u64 address)
+{
+	struct linux_binprm *bprm = (void *)address;
+
+	exec->bprm = address;
+	exec->file = (u64)BPF_CORE_READ(bprm, file);
+	exec->filename = (u64)BPF_CORE_READ(bprm, filename);
+	exec->argc = BPF_CORE_READ(bprm, argc);
 }
 
 /* The exec is final: report it, kill it if the policy says so, remember it. */
-static __always_inline void executed(const struct execution *exec, enum backend backend)
+static __always_inline void executed(struct execution *exec)
 {
-	struct membership m = {};
-	struct match match = {};
-	enum verdict verdict;
-
-	/* After a change of backend containers of both kinds run; each is one program's business. */
-	if (!find_container(&m) || m.container.backend != backend)
-		return;
-	identify(&match, exec->bprm, m.container.policy);
-	if (match.action != ACTION_IGNORE) {
-		if (must_stop(&m, &match, &verdict)) {
+	identify(exec);
+	if (exec->match.action != ACTION_IGNORE) {
+		if (must_stop(exec)) {
 			if (bpf_send_signal(9) == 0) {
-				verdict = VERDICT_KILLED;
+				exec->verdict = VERDICT_KILLED;
 			} else {
 				COUNT(signal_failed);
-				verdict = VERDICT_DETECTED;
+				exec->verdict = VERDICT_DETECTED;
 			}
 		}
-		emit(exec, &m, &match, verdict);
+		emit(exec);
 	}
-	record_process(exec, &m);
+	record_process(exec);
 }
 
 SEC("lsm_cgroup/bprm_check_security")
 int BPF_PROG(pc_bprm_check, struct linux_binprm *bprm)
 {
-	struct execution exec = { .bprm = bprm, .hook = HOOK_BPRM_CHECK };
-	struct membership m = {};
-	struct match match = {};
-	enum verdict verdict;
+	struct execution exec = { .hook = HOOK_BPRM_CHECK };
 
-	if (!find_container(&m) || m.container.backend != BACKEND_LSM)
+	if (!is_ours(&exec, BACKEND_LSM))
 		return ALLOW;
-	identify(&match, bprm, m.container.policy);
-	if (match.action == ACTION_IGNORE || !must_stop(&m, &match, &verdict))
+	fill_execution(&exec, argument(ctx, 0));
+	identify(&exec);
+	if (exec.match.action == ACTION_IGNORE || !must_stop(&exec))
 		return ALLOW;
-	exec.argc = bprm->argc;
-	emit(&exec, &m, &match, VERDICT_BLOCKED);
+	exec.verdict = VERDICT_BLOCKED;
+	emit(&exec);
 	return DENY;
 }
 
@@ -91,27 +115,69 @@ int BPF_PROG(pc_bprm_check, struct linux_binprm *bprm)
 SEC("lsm_cgroup/bprm_committed_creds")
 int BPF_PROG(pc_bprm_committed, struct linux_binprm *bprm)
 {
-	struct execution exec = {
-		.bprm = bprm,
-		.argv = bprm->p,
-		.argc = bprm->argc,
-		.hook = HOOK_BPRM_COMMITTED,
-	};
+	struct execution exec = { .hook = HOOK_BPRM_COMMITTED };
 
-	executed(&exec, BACKEND_LSM);
+	if (!is_ours(&exec, BACKEND_LSM))
+		return ALLOW;
+	fill_execution(&exec, argument(ctx, 0));
+	exec.argv = bprm->p;
+	executed(&exec);
+	return ALLOW;
+}
+
+/*
+ * Code of a tool mapped into a process that executed something else: a dynamic loader that was told to run it. The loader
+ * may have been given any link's name; here the file is known.
+ */
+SEC("lsm_cgroup/mmap_file")
+int BPF_PROG(pc_mmap_file, struct file *file, unsigned long reqprot, unsigned long prot, unsigned long flags)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct execution exec = { .hook = HOOK_MMAP };
+	struct identity *identity;
+	struct process *process;
+
+	if (!file || !(prot & PROT_EXEC))
+		return ALLOW;
+	exec.file = argument(ctx, 0);
+	identity = identity_by_resolved_name(exec.file);
+	if (!identity || identity->kind != KIND_TOOL)
+		return ALLOW;
+	/* The kernel itself maps what is executed, after it was let through. */
+	if (BPF_CORE_READ(task, mm, exe_file, f_inode) == BPF_CORE_READ(file, f_inode))
+		return ALLOW;
+	if (!is_ours(&exec, BACKEND_LSM))
+		return ALLOW;
+	consider_identity(&exec.match, exec.in.container.policy, identity, BY_MAPPING);
+	if (exec.match.action == ACTION_IGNORE)
+		return ALLOW;
+	process = bpf_task_storage_get(&processes, task->group_leader, NULL, 0);
+	if (process) {
+		exec.argc = process->image.argc;
+		/* The loader's own argv told it already. */
+		if (process->tool == exec.match.tool && exec.in.container.mode != MODE_ENFORCE)
+			return ALLOW;
+	}
+	exec.match.place = place_of(exec.file);
+	exec.argv = BPF_CORE_READ(task, mm, arg_start);
+	if (must_stop(&exec)) {
+		exec.verdict = VERDICT_BLOCKED;
+		emit(&exec);
+		return DENY;
+	}
+	emit(&exec);
 	return ALLOW;
 }
 
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(pc_sched_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
-	struct execution exec = {
-		.bprm = bprm,
-		.argv = BPF_CORE_READ(task, mm, arg_start),
-		.argc = bprm->argc,
-		.hook = HOOK_TRACEPOINT,
-	};
+	struct execution exec = { .hook = HOOK_TRACEPOINT };
 
-	executed(&exec, BACKEND_TRACEPOINT);
+	if (!is_ours(&exec, BACKEND_TRACEPOINT))
+		return 0;
+	fill_execution(&exec, argument(ctx, 2));
+	exec.argv = BPF_CORE_READ(task, mm, arg_start);
+	executed(&exec);
 	return 0;
 }

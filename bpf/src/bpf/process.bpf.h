@@ -7,14 +7,6 @@
 #ifndef PORTCULLIS_PROCESS_H
 #define PORTCULLIS_PROCESS_H
 
-/* Where the arguments of the exec at hand are. */
-struct execution {
-	struct linux_binprm *bprm;
-	/* True argv in the new stack; 0 while the exec is not final. */
-	u64 argv;
-	u32 argc;
-	enum hook hook;
-};
 
 struct process {
 	struct ancestor image;
@@ -22,6 +14,8 @@ struct process {
 	char argv_slack[ANCESTOR_ARGV_LEN];
 	struct path_work path;
 	bool exec_session;
+	/* The tool that was reported when this image was executed; 0 if none was. */
+	u32 tool;
 };
 
 struct {
@@ -53,40 +47,46 @@ static __always_inline bool comes_from_outside(struct task_struct *leader, const
 	return false;
 }
 
-static __always_inline void record_process(const struct execution *exec, const struct membership *m)
+/* What was executed, for later signals. */
+__attribute__((noinline)) int record_process(const struct execution *exec)
 {
 	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
 	struct process *process = bpf_task_storage_get(&processes, leader, NULL, 0);
-	struct file *file = exec->bprm->file;
+	struct argv_cursor cursor = {};
+	struct file *file;
+	u32 args;
 
+	if (!exec)
+		return 0;
+	file = (void *)exec->file;
+	args = exec->argc;
 	if (!process) {
-		bool outside = comes_from_outside(leader, m);
+		bool outside = comes_from_outside(leader, &exec->in);
 
 		process = bpf_task_storage_get(&processes, leader, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (!process) {
 			COUNT(process_storage_failed);
-			return;
+			return 0;
 		}
 		process->exec_session = outside;
 	}
-	struct argv_cursor cursor = {
-		.strings = exec->argv,
-		.to = process->image.argv,
-	};
-
 	process->image.start_time_ns = leader->start_boottime;
 	process->image.pid = leader->tgid;
 	process->image.ns_pid = ns_pid(leader);
 	process->image.uid = (u32)bpf_get_current_uid_gid();
 	process->image.flags = 0;
+	process->tool = exec->match.tool;
 	if (read_path(process->image.exe, ANCESTOR_EXE_LEN, &process->path, BPF_CORE_READ(file, f_path.mnt),
 		      BPF_CORE_READ(file, f_path.dentry)))
 		process->image.flags |= EXE_TRUNCATED;
-	bpf_loop(exec->argc < ARGS_MAX ? exec->argc : ARGS_MAX, ancestor_argv_step, &cursor, 0);
-	if (cursor.truncated || exec->argc > ARGS_MAX)
+	cursor.args.strings = exec->argv;
+	cursor.to = process->image.argv;
+	bpf_loop(args < ARGS_MAX ? args : ARGS_MAX, ancestor_argv_step, &cursor, 0);
+	if (cursor.truncated || args > ARGS_MAX)
 		process->image.flags |= ARGV_TRUNCATED;
 	process->image.argv_len = cursor.len;
-	process->image.argc = exec->argc;
+	process->image.argc = args;
+	return 0;
 }
 
 #endif

@@ -10,6 +10,39 @@ struct membership {
 	struct container container;
 };
 
+/* What was found out about an execution. */
+struct match {
+	u32 tool;
+	/* All the ways that led to `tool`. */
+	enum identified_by by;
+	enum action action;
+	/* What else the file is known as: bits of enum kind. */
+	enum kind kinds;
+	enum place place;
+	struct endpoint remote;
+};
+
+/*
+ * The exec, or the mapping of code, at hand. It is passed to functions that are not static: the verifier looks at each of
+ * those once, and not again for every state of its caller, without which it would give up. Such a function may be given
+ * memory but no kernel pointers, so these are integers, for the BPF_CORE_READ family only.
+ */
+struct execution {
+	/* struct linux_binprm; 0 for a mapping. */
+	u64 bprm;
+	/* struct file. */
+	u64 file;
+	/* The string given to execve(2), in kernel memory; 0 for a mapping. */
+	u64 filename;
+	/* The true argv; 0 while an exec is not final. */
+	u64 argv;
+	u32 argc;
+	enum hook hook;
+	struct membership in;
+	struct match match;
+	enum verdict verdict;
+};
+
 /*
  * Looks the current cgroup's ancestors up, from the root down: whatever depth of child cgroups a container makes for
  * itself, its own cgroup is found within CGROUP_DEPTH_MAX steps (the shim refuses to guard a deeper one). Where

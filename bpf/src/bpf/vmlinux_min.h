@@ -24,16 +24,22 @@ struct qstr {
 	const unsigned char *name;
 };
 
-struct super_block;
+struct super_block {
+	unsigned long s_magic;
+};
 
 struct inode {
+	unsigned short i_mode;
+	unsigned int i_nlink;
 	unsigned long i_ino;
 	s64 i_size;
+	struct super_block *i_sb;
 };
 
 struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
+	struct inode *d_inode;
 };
 
 struct vfsmount {
@@ -54,6 +60,47 @@ struct path {
 struct file {
 	struct path f_path;
 	struct inode *f_inode;
+	void *private_data;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct in6_addr {
+	u8 bytes[16];
+};
+
+struct sock_common {
+	u32 skc_daddr;
+	u16 skc_dport;
+	unsigned short skc_family;
+	struct in6_addr skc_v6_daddr;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct mnt_namespace {
+	struct ns_common ns;
+};
+
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
 };
 
 struct fs_struct {
@@ -124,6 +171,8 @@ struct task_struct {
 	struct pid *thread_pid;
 	struct signal_struct *signal;
 	struct fs_struct *fs;
+	struct files_struct *files;
+	struct nsproxy *nsproxy;
 	struct mm_struct *mm;
 	struct css_set *cgroups;
 	const struct cred *real_cred;
@@ -134,6 +183,10 @@ struct linux_binprm {
 	struct file *file;
 	int argc;
 	const char *filename;
+	/* Another string than filename once a script's interpreter has taken the script's place. */
+	const char *interp;
+	/* The beginning of the file, with zeroes after its end. */
+	char buf[256];
 };
 
 /* Registers of the system call that is under way, by architecture. */

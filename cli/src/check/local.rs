@@ -169,7 +169,9 @@ mod tests {
             fs::create_dir_all(pins.programs()).unwrap();
             // What the loader pins for each.
             match backend {
-                Backend::Lsm => ["pc_bprm_check", "pc_bprm_committed"].map(|name| pins.program(name)).to_vec(),
+                Backend::Lsm => {
+                    ["pc_bprm_check", "pc_bprm_committed", "pc_mmap_file"].map(|name| pins.program(name)).to_vec()
+                }
                 Backend::Tracepoint => vec![pins.tracepoint_link()],
             }
             .iter()

@@ -125,7 +125,8 @@ impl<W: Write> Report<'_, W> {
         }
         let cut = if process.filename_truncated { "…" } else { "" };
         self.safe("path given", &format!("{}{cut}", cut_path(&process.filename, false)))?;
-        self.path("file", &process.exe, process.exe_truncated)
+        self.path("file", &process.exe, process.exe_truncated)?;
+        if process.places.is_empty() { Ok(()) } else { self.safe("where", &words(&process.places, ", ")) }
     }
 
     /// Oldest first, each below what started it.
@@ -170,6 +171,9 @@ impl<W: Write> Report<'_, W> {
         }
         self.section("Recognised by")?;
         self.safe("how", &words(&signal.identified_by, ", "))?;
+        if let Some(remote) = &signal.remote {
+            self.field("connected to", &format!("{} port {}", remote.address, remote.port))?;
+        }
         match &signal.process {
             Some(process) => self.field("invoked name", &process.invoked_name),
             None => Ok(()),

@@ -5,7 +5,7 @@ use crate::{
     output::{Screen, Tone},
     table::{Cell, Table, text, whole},
     time::Time,
-    view::{Ancestor, Identification, Process, Severity, Signal, Verdict},
+    view::{Ancestor, Process, Severity, Signal, Verdict},
 };
 
 /// An empty table of signals.
@@ -77,9 +77,9 @@ fn parent(ancestor: &Ancestor) -> String {
     format!("{}[{}]", ancestor.exe, ancestor.pid)
 }
 
-/// Several ways of identification in one text.
-pub fn words(identified_by: &[Identification], separator: &str) -> String {
-    identified_by.iter().map(|way| way.word()).collect::<Vec<_>>().join(separator)
+/// Several words in one text.
+pub fn words(words: &[impl ToString], separator: &str) -> String {
+    words.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
 }
 
 /// Its colour.

@@ -103,6 +103,7 @@ fn normal_text(key: &str, text: &str) -> String {
         "severity" => "SEVERITY_",
         "verdict" => "VERDICT_",
         "identifiedBy" => "IDENTIFICATION_",
+        "places" => "PLACE_",
         "mode" => "MODE_",
         "origin" => "ORIGIN_",
         "backend" => "BACKEND_",

@@ -4,7 +4,11 @@ pub struct Signal {
     /// Grows by time of storing; never reused.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// "net_util_in_container", or "container_unguarded" when a container runs without its guard.
+    /// What was found:
+    /// "net_util_in_container"  a network utility was executed;
+    /// "reverse_shell"          a shell or an interpreter with an internet socket as its standard input or output;
+    /// "dropped_executable"     a program from outside the image that is no known tool;
+    /// "container_unguarded"    a container runs without its guard.
     #[prost(string, tag = "2")]
     pub rule: ::prost::alloc::string::String,
     #[prost(enumeration = "Severity", tag = "3")]
@@ -13,7 +17,7 @@ pub struct Signal {
     pub verdict: i32,
     #[prost(message, optional, tag = "5")]
     pub time: ::core::option::Option<::prost_types::Timestamp>,
-    /// Unset for rules that are not about a tool.
+    /// Unset for rules that are not about an execution. For those that are not about a tool its id is the rule's.
     #[prost(message, optional, tag = "6")]
     pub tool: ::core::option::Option<Tool>,
     #[prost(enumeration = "Identification", repeated, tag = "7")]
@@ -39,6 +43,17 @@ pub struct Signal {
     /// For people: one sentence.
     #[prost(string, tag = "15")]
     pub message: ::prost::alloc::string::String,
+    /// The other end of the socket, for a finding about one that is connected.
+    #[prost(message, optional, tag = "16")]
+    pub remote: ::core::option::Option<Endpoint>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Endpoint {
+    /// IPv4 or IPv6, as text.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Tool {
@@ -101,6 +116,9 @@ pub struct Process {
     /// Number of arguments that the program got, recorded or not.
     #[prost(uint32, tag = "18")]
     pub argc: u32,
+    /// What is remarkable about where exe is.
+    #[prost(enumeration = "Place", repeated, tag = "19")]
+    pub places: ::prost::alloc::vec::Vec<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ancestor {
@@ -514,6 +532,18 @@ pub enum Identification {
     InvokedName = 1,
     /// The name of the file that this path led to, symbolic links followed.
     ResolvedName = 2,
+    /// What the file contains: a copy, a rename or a hard link of a tool, or a known static build.
+    Fingerprint = 3,
+    /// The arguments of a program that is many, such as busybox.
+    Applet = 4,
+    /// The arguments of a dynamic loader that was told to run the tool.
+    Loader = 5,
+    /// The tool's code was mapped into a process that had executed something else, such as a dynamic loader.
+    Mapping = 6,
+    /// An internet socket is the program's standard input or output.
+    Stdio = 7,
+    /// The place that the file was executed from.
+    Place = 8,
 }
 impl Identification {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -525,6 +555,12 @@ impl Identification {
             Self::Unspecified => "IDENTIFICATION_UNSPECIFIED",
             Self::InvokedName => "IDENTIFICATION_INVOKED_NAME",
             Self::ResolvedName => "IDENTIFICATION_RESOLVED_NAME",
+            Self::Fingerprint => "IDENTIFICATION_FINGERPRINT",
+            Self::Applet => "IDENTIFICATION_APPLET",
+            Self::Loader => "IDENTIFICATION_LOADER",
+            Self::Mapping => "IDENTIFICATION_MAPPING",
+            Self::Stdio => "IDENTIFICATION_STDIO",
+            Self::Place => "IDENTIFICATION_PLACE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -533,6 +569,56 @@ impl Identification {
             "IDENTIFICATION_UNSPECIFIED" => Some(Self::Unspecified),
             "IDENTIFICATION_INVOKED_NAME" => Some(Self::InvokedName),
             "IDENTIFICATION_RESOLVED_NAME" => Some(Self::ResolvedName),
+            "IDENTIFICATION_FINGERPRINT" => Some(Self::Fingerprint),
+            "IDENTIFICATION_APPLET" => Some(Self::Applet),
+            "IDENTIFICATION_LOADER" => Some(Self::Loader),
+            "IDENTIFICATION_MAPPING" => Some(Self::Mapping),
+            "IDENTIFICATION_STDIO" => Some(Self::Stdio),
+            "IDENTIFICATION_PLACE" => Some(Self::Place),
+            _ => None,
+        }
+    }
+}
+/// A remarkable place of an executed file. Several may hold at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Place {
+    Unspecified = 0,
+    /// A directory that every user may write to.
+    WritableDirectory = 1,
+    /// A directory for temporary files: below /tmp, /var/tmp, /dev/shm or /run.
+    TemporaryDirectory = 2,
+    /// It is not part of the image: it was written or changed since the container was made.
+    UpperLayer = 3,
+    /// No file at all, but memory (memfd_create).
+    Memfd = 4,
+    /// It had been deleted from its directory.
+    Deleted = 5,
+}
+impl Place {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PLACE_UNSPECIFIED",
+            Self::WritableDirectory => "PLACE_WRITABLE_DIRECTORY",
+            Self::TemporaryDirectory => "PLACE_TEMPORARY_DIRECTORY",
+            Self::UpperLayer => "PLACE_UPPER_LAYER",
+            Self::Memfd => "PLACE_MEMFD",
+            Self::Deleted => "PLACE_DELETED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PLACE_UNSPECIFIED" => Some(Self::Unspecified),
+            "PLACE_WRITABLE_DIRECTORY" => Some(Self::WritableDirectory),
+            "PLACE_TEMPORARY_DIRECTORY" => Some(Self::TemporaryDirectory),
+            "PLACE_UPPER_LAYER" => Some(Self::UpperLayer),
+            "PLACE_MEMFD" => Some(Self::Memfd),
+            "PLACE_DELETED" => Some(Self::Deleted),
             _ => None,
         }
     }

@@ -4,6 +4,8 @@
 mod records;
 
 use std::{
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -189,11 +191,26 @@ fn attach(subject: &Subject<'_>, cgroup: &Cgroup, set: &PolicySet, choice: &Choi
     let mut guard = Guard::open(Pins::at(&set.pins))?;
     let attached = Attached { cgroup_id: cgroup.id, pins: set.pins.clone() };
     attached.save(subject.bundle)?;
-    guard.attach(cgroup, choice.policy.id, mode, subject.pid, backend).inspect_err(|_| {
+    let container = abi::Container {
+        policy: choice.policy.id,
+        mode: mode as u32,
+        init_pid: subject.pid,
+        backend: backend as u32,
+        scope: 0,
+        node_mount_ns: own_mount_namespace()?,
+        reserved: 0,
+    };
+    guard.attach(cgroup, backend, container).inspect_err(|_| {
         // It may be another container's cgroup, whose guard must not be taken away when this one is cleaned up.
         Attached::forget(subject.bundle);
     })?;
     Ok(attached)
+}
+
+/// Inode number of this process's mount namespace, which is the container runtime's.
+fn own_mount_namespace() -> Result<u32> {
+    let link = fs::metadata("/proc/self/ns/mnt").context("finding the node's mount namespace")?;
+    u32::try_from(link.ino()).context("the mount namespace's number has more than 32 bits")
 }
 
 fn release(attached: &Attached) -> Result<()> {
