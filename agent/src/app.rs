@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
-use portcullis_bpf::{Backend, pins::Pins, probe};
+use portcullis_bpf::{Backend, contents::Contents, pins::Pins, probe};
 use portcullis_policy::{catalog::Catalog, policyset};
 use portcullis_proto::v1;
 use tokio::{
@@ -32,6 +32,8 @@ use crate::{
 
 /// Signals between the events' thread and the stage behind it; a decoded one takes up to 100 kB.
 const SIGNAL_QUEUE: usize = 64;
+/// How often contents of unused images are looked for.
+const FORGET_INTERVAL: Duration = Duration::from_secs(600);
 /// How often retention by age is applied.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(600);
 /// How long the parts may take to end.
@@ -121,6 +123,7 @@ impl App {
                 }
             }
         };
+        let forgetting = forget_unused_contents(pins.clone());
         let facts = NodeFacts {
             backend: signal::backend(Some(kernel::published(backend))),
             backend_reason: reason,
@@ -141,7 +144,7 @@ impl App {
         tracing::info!(socket = %socket.display(), "serving");
         Ok(Self {
             stage: Some(tokio::spawn(stage)),
-            background: vec![tokio::spawn(resolver), tokio::spawn(expiry)],
+            background: vec![tokio::spawn(resolver), tokio::spawn(expiry), tokio::spawn(forgetting)],
             server: Some(tokio::spawn(api::serve(listener, sources, stopped))),
             config,
             tools,
@@ -230,6 +233,26 @@ where
     Ok(outcome??)
 }
 
+/// Removes what shims have learnt of images that are no longer used.
+async fn forget_unused_contents(pins: Pins) {
+    let mut ticks = interval(FORGET_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let pins = pins.clone();
+        let forgotten = tokio::task::spawn_blocking(move || Contents::open(&pins)?.forget_unused(&pins)).await;
+        match forgotten {
+            Ok(Ok(0)) => {}
+            Ok(Ok(images)) => tracing::debug!(images, "contents of images forgotten that are no longer used"),
+            Ok(Err(error)) => {
+                let error = anyhow::Error::from(error);
+                tracing::warn!(error = format!("{error:#}"), "contents of unused images could not be forgotten");
+            }
+            // The runtime is ending.
+            Err(_) => return,
+        }
+    }
+}
+
 /// Publishes a policy whose tables are filled.
 fn put_in_force(
     config: &Config,
@@ -243,6 +266,7 @@ fn put_in_force(
         backend: kernel::published(backend),
         pins: pins.directory().to_owned(),
         inner_shim: config.shim.inner.to_path_buf(),
+        catalog: policy.catalog,
         default_policy: policy.entry.clone(),
     };
     publish::publish(&config.run_dir, &set)?;

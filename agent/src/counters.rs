@@ -57,6 +57,8 @@ counters! {
     records_over_limit,
     /// Overflows of the watch on the record directory, each repaired by reading it anew.
     records_rescanned,
+    /// Containers whose tools' contents could not be learnt: they are recognised by their names only.
+    contents_unknown,
     /// Containers found ended without their shim having said so.
     containers_abandoned,
     /// Guards left behind without record and without cgroup, removed.

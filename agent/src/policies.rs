@@ -29,6 +29,8 @@ pub struct Loaded {
     pub entry: PolicyEntry,
     /// For the kernel.
     pub tables: Content,
+    /// For shims: see [`Catalog::version`].
+    pub catalog: u32,
     /// For signals: tool to severity, where the policy gives one.
     pub severities: HashMap<u32, Severity>,
 }
@@ -86,7 +88,7 @@ pub fn load(directory: &Path, catalog: &Catalog) -> Result<Loaded, PolicyError> 
         .map(|((policy, tool), action)| (RuleKey { policy, tool }, kernel_action(action)))
         .collect();
     let tables = Content { rules, ..known(catalog)? };
-    Ok(Loaded { source, entry: compiled.entry, tables, severities: compiled.severities })
+    Ok(Loaded { source, entry: compiled.entry, tables, catalog: catalog.version(), severities: compiled.severities })
 }
 
 /// What the catalogue knows, for the kernel.

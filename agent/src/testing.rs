@@ -25,6 +25,7 @@ pub fn record(cgroup_id: u64, container_id: &str) -> ContainerRecord {
         mode_reason: "policy".into(),
         backend: Some(Backend::Lsm),
         guard: Guard::Guarded,
+        contents_unknown: None,
         annotations: [].into(),
         created_ns: 1_700_000_000_000_000_000,
         ended_ns: None,

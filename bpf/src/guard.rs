@@ -13,7 +13,7 @@ use aya::{
 
 use crate::{
     Backend,
-    abi::{Container, ContainerStats, FingerprintKey, Identity, NameKey},
+    abi::{Container, ContainerStats, Identity, NameKey},
     cgroup::Cgroup,
     pins::{LSM_PROGRAMS, Pins},
 };
@@ -146,15 +146,6 @@ impl Guard {
     pub fn names(&self) -> Result<std::collections::HashMap<NameKey, Identity>, GuardError> {
         let names: HashMap<_, NameKey, Identity> = open_hash(&self.pins, "names")?;
         names.iter().collect::<Result<_, _>>().map_err(|source| GuardError::Map { name: "names", source })
-    }
-
-    /// Makes contents stand for something in all containers of a scope.
-    pub fn learn(&self, scope: u64, contents: &[(u64, Identity)]) -> Result<(), GuardError> {
-        let fail = |source| GuardError::Map { name: "fingerprints", source };
-        let mut fingerprints: HashMap<_, FingerprintKey, Identity> = open_hash(&self.pins, "fingerprints")?;
-        contents.iter().try_for_each(|&(fingerprint, identity)| {
-            fingerprints.insert(FingerprintKey { fingerprint, scope }, identity, 0).map_err(fail)
-        })
     }
 
     /// What the kernel counted for a container, if it is in the table.

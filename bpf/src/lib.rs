@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`abi`] | the Rust mirror of `abi.h`, and decoding of events |
 //! | [`cgroup`] | finding a process's cgroup v2 directory and its id |
+//! | [`contents`] | what shims have learnt of containers' contents |
 //! | [`fingerprint`] | what a file is by its content |
 //! | [`pins`] | where each object is pinned in bpffs |
 //! | [`guard`] | putting one container under guard, and releasing it: all that the shim needs |
@@ -15,6 +16,7 @@
 //! The last four come with the feature `object`.
 pub mod abi;
 pub mod cgroup;
+pub mod contents;
 pub mod fingerprint;
 pub mod guard;
 #[cfg(feature = "object")]

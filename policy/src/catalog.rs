@@ -347,6 +347,12 @@ impl Catalog {
             .flat_map(|(names, kernel_id, kind)| names.iter().map(move |name| Name { name, kernel_id, kind }))
     }
 
+    /// Tells catalogues apart whose names stand for different things.
+    pub fn version(&self) -> u32 {
+        let names = self.names().map(|name| format!("{} {} {:?}\n", name.name, name.kernel_id, name.kind));
+        kernel_id(&names.collect::<String>())
+    }
+
     /// How multi-call programs' own names begin.
     pub fn multicall_prefixes(&self) -> &[String] {
         &self.prefixes

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub const FILE_NAME: &str = "policyset";
 
 /// Version of the file's format; a shim refuses any other.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The annotation by which a workload asks for a mode.
 pub const MODE_ANNOTATION: &str = "portcullis.dev/mode";
@@ -92,6 +92,8 @@ pub struct PolicySet {
     pub pins: PathBuf,
     /// The stock shim that does the work: a name looked up in `PATH`, or an absolute path.
     pub inner_shim: PathBuf,
+    /// Changes with the catalogue: what was learnt by another one has to be learnt anew.
+    pub catalog: u32,
     /// The policy of a container that no selector names.
     pub default_policy: PolicyEntry,
 }
@@ -181,8 +183,9 @@ mod tests {
         PolicySet {
             format: FORMAT,
             backend: Backend::Lsm,
-            pins: "/sys/fs/bpf/portcullis/v1".into(),
+            pins: "/sys/fs/bpf/portcullis/v2".into(),
             inner_shim: "containerd-shim-runc-v2".into(),
+            catalog: 1,
             default_policy: PolicyEntry {
                 id: 1,
                 name: "default".into(),

@@ -61,6 +61,9 @@ pub struct ContainerRecord {
     pub backend: Option<Backend>,
     /// Whether the guard is in place.
     pub guard: Guard,
+    /// Why tools are recognised by their names only here; `None` when their contents are known as well.
+    #[serde(default)]
+    pub contents_unknown: Option<String>,
     /// Those annotations of the OCI spec whose keys begin with `io.kubernetes.cri.` or `portcullis.dev/`.
     pub annotations: BTreeMap<String, String>,
     /// Wall clock, nanoseconds since 1970.

@@ -86,6 +86,7 @@ impl Tracker {
     fn insert(&mut self, name: &RecordName, record: ContainerRecord) {
         let (created_ns, ended_ns) = (record.created_ns, record.ended_ns);
         let unguarded = matches!(record.guard, Guard::Unguarded { .. });
+        let unknown = record.contents_unknown.clone();
         match self.containers.insert(name.clone(), record) {
             Inserted::Full => {
                 self.counters.records_over_limit.increment();
@@ -94,6 +95,10 @@ impl Tracker {
             Inserted::New => {
                 // The name may have been an earlier container's.
                 self.ended.remove(name);
+                if let Some(reason) = unknown {
+                    self.counters.contents_unknown.increment();
+                    tracing::warn!(record = ?name, reason, "tools are recognised by their names only in this container");
+                }
                 if unguarded {
                     self.unguarded.push(name.clone());
                 }

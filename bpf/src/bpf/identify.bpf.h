@@ -57,6 +57,9 @@ static __always_inline void consider_content(struct execution *exec)
 	struct fingerprint_key key = { .fingerprint = fingerprint(exec->bprm) };
 	u32 policy = exec->in.container.policy;
 
+	/* It could not be read; 0 is the key of each scope's mark. */
+	if (!key.fingerprint)
+		return;
 	consider_identity(&exec->match, policy, bpf_map_lookup_elem(&fingerprints, &key), BY_FINGERPRINT);
 	key.scope = exec->in.container.scope;
 	if (key.scope)

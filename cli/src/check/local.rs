@@ -153,7 +153,7 @@ mod tests {
             on_attach_failure: OnAttachFailure::Allow,
             allow_loosening: false,
         };
-        PolicySet { format: FORMAT, backend, pins, inner_shim, default_policy }
+        PolicySet { format: FORMAT, backend, pins, inner_shim, catalog: 1, default_policy }
     }
 
     fn state(checks: &[Check], name: &str) -> State {

@@ -66,8 +66,9 @@ fn stale_policy_set(on_attach_failure: OnAttachFailure) -> PolicySet {
     PolicySet {
         format: policyset::FORMAT,
         backend: Backend::Tracepoint,
-        pins: "/sys/fs/bpf/portcullis/v1".into(),
+        pins: "/sys/fs/bpf/portcullis/v2".into(),
         inner_shim: "containerd-shim-runc-v2".into(),
+        catalog: 1,
         default_policy: PolicyEntry {
             id: 1,
             name: "default".into(),

@@ -1,6 +1,7 @@
 //! Deciding about a container that the inner shim has created and that has not run an instruction yet, and putting
 //! the decision into effect.
 
+pub mod contents;
 mod records;
 
 use std::{
@@ -14,6 +15,7 @@ use anyhow::{Context, Result};
 use portcullis_bpf::{
     Backend, abi,
     cgroup::Cgroup,
+    contents::Contents,
     guard::{Guard, GuardError},
     pins::Pins,
 };
@@ -39,6 +41,8 @@ pub struct Subject<'a> {
     pub bundle: &'a Path,
     /// Its first process.
     pub pid: u32,
+    /// See [`contents::shared_scope`].
+    pub shared_scope: Option<u64>,
 }
 
 /// A container that may run.
@@ -95,7 +99,15 @@ impl Warden {
         record.backend = Some(set.backend);
 
         let guarded = cgroup.and_then(|cgroup| {
-            let attached = attach(subject, &cgroup, &set, &choice)?;
+            let scope = subject.shared_scope.unwrap_or_else(|| contents::private_scope(cgroup.id));
+            let attached = attach(subject, &cgroup, &set, &choice, scope)?;
+            // After attaching, so that the agent sees that the scope is in use before it is looked up.
+            if let Err(error) = learn(subject, &set, scope) {
+                let reason = format!("{error:#}");
+                let message = format!("tools are recognised by their names only, not by their contents: {reason}");
+                log::write(subject.bundle, Level::Warning, subject.id, &message);
+                record.contents_unknown = Some(reason);
+            }
             if let Err(error) = self.records().write(&record) {
                 // The error to report is the one that was first.
                 let _ = release(&attached);
@@ -142,6 +154,7 @@ impl Warden {
             mode_reason: choice.reason.clone(),
             backend: None,
             guard: record::Guard::Guarded,
+            contents_unknown: None,
             annotations: annotations
                 .into_iter()
                 .filter(|(key, _)| key.starts_with("io.kubernetes.cri.") || key.starts_with("portcullis.dev/"))
@@ -179,7 +192,13 @@ impl Warden {
     }
 }
 
-fn attach(subject: &Subject<'_>, cgroup: &Cgroup, set: &PolicySet, choice: &Choice<'_>) -> Result<Attached> {
+fn attach(
+    subject: &Subject<'_>,
+    cgroup: &Cgroup,
+    set: &PolicySet,
+    choice: &Choice<'_>,
+    scope: u64,
+) -> Result<Attached> {
     let backend = match set.backend {
         policyset::Backend::Lsm => Backend::Lsm,
         policyset::Backend::Tracepoint => Backend::Tracepoint,
@@ -196,7 +215,7 @@ fn attach(subject: &Subject<'_>, cgroup: &Cgroup, set: &PolicySet, choice: &Choi
         mode: mode as u32,
         init_pid: subject.pid,
         backend: backend as u32,
-        scope: 0,
+        scope,
         node_mount_ns: own_mount_namespace()?,
         reserved: 0,
     };
@@ -205,6 +224,18 @@ fn attach(subject: &Subject<'_>, cgroup: &Cgroup, set: &PolicySet, choice: &Choi
         Attached::forget(subject.bundle);
     })?;
     Ok(attached)
+}
+
+/// Makes the kernel know what the container's own tools contain, unless it does from an earlier one of the same contents.
+fn learn(subject: &Subject<'_>, set: &PolicySet, scope: u64) -> Result<()> {
+    let pins = Pins::at(&set.pins);
+    let mut known = Contents::open(&pins)?;
+    if known.knows(scope, set.catalog)? {
+        return Ok(());
+    }
+    let names = Guard::open(pins)?.names()?;
+    known.learn(scope, set.catalog, &contents::of_container(subject.pid, &names)?)?;
+    Ok(())
 }
 
 /// Inode number of this process's mount namespace, which is the container runtime's.

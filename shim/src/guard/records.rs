@@ -128,6 +128,7 @@ mod tests {
             mode_reason: "policy".into(),
             backend: None,
             guard: Guard::Guarded,
+            contents_unknown: None,
             annotations: BTreeMap::new(),
             created_ns: 1,
             ended_ns: None,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -14,7 +14,7 @@ use protobuf::Message;
 use ttrpc::{Code, Request, Response, asynchronous::Client};
 
 use crate::{
-    guard::{Admission, Subject, Warden},
+    guard::{Admission, Subject, Warden, contents},
     log::{self, Level},
     options::{self, Translation},
     task,
@@ -69,6 +69,7 @@ impl Containers {
         if let Err(error) = translate_options(&mut create, &mut request) {
             return refused(&create.id, Code::INVALID_ARGUMENT, &format!("{error:#}"));
         }
+        let shared_scope = contents::shared_scope(&create.rootfs);
         let (id, bundle) = (create.id, PathBuf::from(create.bundle));
         let origin = origin(&request);
         let response = self.forward(request).await;
@@ -83,7 +84,7 @@ impl Containers {
             self.standing().insert(id, Standing::Restoring(bundle));
             return response;
         }
-        self.admit(&origin, response, id, &bundle, pid).await
+        self.admit(&origin, response, &Subject { id: &id, bundle: &bundle, pid, shared_scope }).await
     }
 
     /// Lets a container run only if it was admitted. An exec is the inner shim's alone.
@@ -108,21 +109,25 @@ impl Containers {
         let response = self.forward(request).await;
         let Some(bundle) = bundle.filter(|_| task::is_ok(&response)) else { return response };
         match StartResponse::parse_from_bytes(&response.payload) {
-            Ok(started) => self.admit(&origin, response, start.id, &bundle, started.pid).await,
+            Ok(started) => {
+                // What a restored container has written is in its upper layer already.
+                let (id, bundle, pid) = (&start.id, &bundle, started.pid);
+                self.admit(&origin, response, &Subject { id, bundle, pid, shared_scope: None }).await
+            }
             Err(error) => self.undo(&origin, &start.id, &format!("decoding the inner shim's answer: {error}")).await,
         }
     }
 
-    async fn admit(&self, origin: &Request, response: Response, id: String, bundle: &Path, pid: u32) -> Response {
-        match self.warden.admit(&Subject { id: &id, bundle, pid }) {
+    async fn admit(&self, origin: &Request, response: Response, subject: &Subject<'_>) -> Response {
+        match self.warden.admit(subject) {
             Ok(admission) => {
-                self.standing().insert(id, Standing::Admitted(admission));
+                self.standing().insert(subject.id.to_owned(), Standing::Admitted(admission));
                 response
             }
             Err(error) => {
                 let reason = format!("{error:#}");
-                log::write(bundle, Level::Error, &id, &format!("the container is refused: {reason}"));
-                self.undo(origin, &id, &reason).await
+                log::write(subject.bundle, Level::Error, subject.id, &format!("the container is refused: {reason}"));
+                self.undo(origin, subject.id, &reason).await
             }
         }
     }
