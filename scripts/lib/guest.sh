@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The virtual machine's root file system: an ext4 image made without mounting, from this machine's own packages.
-# Source common.sh, kernels.sh and containerd.sh first.
+# Source common.sh, debian.sh, kernels.sh and containerd.sh first.
 
 # Programs of this machine that the guest has in /usr/bin. Optional ones are left out where they are missing.
 GUEST_PROGRAMS=(dash containerd ctr containerd-shim-runc-v2 runc nc.openbsd dig nslookup host curl)
