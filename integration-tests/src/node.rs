@@ -23,6 +23,7 @@ use crate::{
     agent::{Agent, Paths},
     command::{Output, run},
     containerd::{Builder, Containerd},
+    cri::Cri,
     eventually::eventually,
     signals::{Container, Signal},
 };
@@ -140,6 +141,11 @@ impl Node {
     /// A container to be started.
     pub fn container(&self) -> Builder<'_> {
         self.containerd.container()
+    }
+
+    /// Its containerd's CRI.
+    pub fn cri(&self) -> Result<Cri> {
+        Cri::connect(&self.containerd.address())
     }
 
     /// Its containerd.
