@@ -29,9 +29,9 @@ pub const RUNTIME: &str = "io.containerd.portcullis.v1";
 /// containerd's namespace for all containers here but pods'.
 pub const NAMESPACE: &str = "default";
 
-const NAMESPACES: [&str; 2] = [NAMESPACE, cri::NAMESPACE];
+/// The configuration of scripts and demo, without CRI.
+const BASE: &str = include_str!("../../scripts/lib/containerd.toml");
 
-/// In the base configuration, which is for those who need no pods.
 const CRI_DISABLED: &str = "  \"io.containerd.grpc.v1.cri\",\n";
 
 /// `__SO_ACCEPTCON` in the flags of /proc/net/unix.
@@ -44,15 +44,18 @@ const END: Duration = Duration::from_secs(20);
 pub struct Containerd {
     directory: PathBuf,
     child: Child,
+    namespaces: &'static [&'static str],
 }
 
 impl Containerd {
     /// Starts one with state and socket below `directory`, images and snapshots in `root`. Shims inherit `path` and the
-    /// agent's `run_dir`.
-    pub fn start(directory: &Path, root: &Path, path: &OsStr, run_dir: &Path) -> Result<Self> {
+    /// agent's `run_dir`. With `pods` it has CRI.
+    pub fn start(directory: &Path, root: &Path, path: &OsStr, run_dir: &Path, pods: bool) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let config = directory.join("containerd.toml");
-        fs::write(&config, configuration(directory, root, is_version_2(path)?))?;
+        let text = if pods { with_cri(is_version_2(path)?) } else { BASE.to_owned() };
+        let text = text.replace("@ROOT@", &root.display().to_string());
+        fs::write(&config, text.replace("@DIR@", &directory.display().to_string()))?;
         let log = File::create(directory.join("containerd.log"))?;
         let child = Command::new("containerd")
             .arg("--config")
@@ -64,7 +67,8 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .context("starting containerd")?;
-        let mut containerd = Self { directory: directory.to_owned(), child };
+        let namespaces: &[_] = if pods { &[NAMESPACE, cri::NAMESPACE] } else { &[NAMESPACE] };
+        let mut containerd = Self { directory: directory.to_owned(), child, namespaces };
         eventually(|| {
             let ended = containerd.child.try_wait()?;
             ensure!(ended.is_none(), "containerd ended: {}", containerd.log());
@@ -97,7 +101,7 @@ impl Containerd {
 
     /// Imports the image, unless containerd's root has it already.
     pub fn import(&self, archive: &Path) -> Result<()> {
-        for namespace in NAMESPACES {
+        for namespace in self.namespaces {
             let images = run(self.ctr_in(namespace).args(["images", "list", "-q"]))?.success()?;
             if !images.stdout.lines().any(|name| name == IMAGE) {
                 run(self.ctr_in(namespace).args(["images", "import"]).arg(archive))?.success()?;
@@ -166,7 +170,7 @@ impl Containerd {
     }
 
     fn remove_containers(&self) -> Result<()> {
-        for namespace in NAMESPACES {
+        for namespace in self.namespaces {
             let ctr = |arguments: &[&str]| run(self.ctr_in(namespace).args(arguments));
             for id in ctr(&["tasks", "list", "-q"])?.stdout.lines() {
                 ctr(&["tasks", "delete", "--force", id])?;
@@ -208,19 +212,16 @@ fn is_version_2(path: &OsStr) -> Result<bool> {
     Ok(version.stdout.contains("containerd/v2 "))
 }
 
-/// That of scripts and demo with CRI, and in it the runtime handler that we recommend.
-fn configuration(directory: &Path, root: &Path, version_2: bool) -> String {
-    let base = include_str!("../../scripts/lib/containerd.toml").replace(CRI_DISABLED, "");
+/// The configuration with CRI, and in it the runtime handler that we recommend.
+fn with_cri(version_2: bool) -> String {
+    let base = BASE.replace(CRI_DISABLED, "");
     let (base, cri, handler) = if version_2 {
         let base = base.replace("version = 2\n", "version = 3\n");
         (base, include_str!("cri-v3.toml"), include_str!("../../config/containerd/runtime-v3.toml"))
     } else {
         (base, include_str!("cri-v2.toml"), include_str!("../../config/containerd/runtime-v2.toml"))
     };
-    [&base, cri, handler]
-        .concat()
-        .replace("@ROOT@", &root.display().to_string())
-        .replace("@DIR@", &directory.display().to_string())
+    [&base, cri, handler].concat()
 }
 
 /// A container to be started.

@@ -41,6 +41,8 @@ pub struct Setup {
     pub backend: Option<String>,
     /// `PORTCULLIS_EXPECT_BACKEND`: the backend that the agent must choose.
     pub expected_backend: Option<String>,
+    /// `PORTCULLIS_PODS`: whether pods are tested too. Like all of CRI they are meant for a machine of their own.
+    pub pods: bool,
 }
 
 impl Setup {
@@ -53,6 +55,7 @@ impl Setup {
             containerd_root: path("PORTCULLIS_CONTAINERD_ROOT"),
             backend: env::var("PORTCULLIS_BACKEND").ok(),
             expected_backend: env::var("PORTCULLIS_EXPECT_BACKEND").ok(),
+            pods: env::var_os("PORTCULLIS_PODS").is_some(),
         })
     }
 
@@ -70,7 +73,7 @@ impl Setup {
     /// A containerd below `directory` that has the image and starts our shim with the files of `run_dir`.
     pub fn start_containerd(&self, directory: &Path, run_dir: &Path) -> Result<Containerd> {
         let root = self.containerd_root.clone().unwrap_or_else(|| directory.join("root"));
-        let containerd = Containerd::start(&directory.join("containerd"), &root, &self.path()?, run_dir)?;
+        let containerd = Containerd::start(&directory.join("containerd"), &root, &self.path()?, run_dir, self.pods)?;
         containerd.import(&self.image)?;
         Ok(containerd)
     }
