@@ -187,6 +187,7 @@ fn pod(record: &ContainerRecord) -> Option<v1::Pod> {
         namespace: namespace.unwrap_or_default(),
         sandbox_id: annotation("sandbox-id").unwrap_or_default(),
         container_name: annotation("container-name").unwrap_or_default(),
+        uid: annotation("sandbox-uid").unwrap_or_default(),
     })
 }
 
@@ -266,6 +267,7 @@ mod tests {
         let mut record = testing::record(cgroup_id, "c1");
         record.annotations.insert(format!("{CRI}sandbox-name"), "web-1".into());
         record.annotations.insert(format!("{CRI}sandbox-namespace"), "shop".into());
+        record.annotations.insert(format!("{CRI}sandbox-uid"), "2f1c".into());
         Container { record: Arc::new(record), image: Image::Known("alpine:3".into()), ended_ns: None }
     }
 
@@ -291,7 +293,8 @@ mod tests {
         assert_eq!(signal.identified_by, [1, 2]);
         let container = signal.container.unwrap();
         assert_eq!((container.id.as_str(), container.image.as_str(), container.guarded), ("c1", "alpine:3", true));
-        assert_eq!(container.pod.unwrap().namespace, "shop");
+        let pod = container.pod.unwrap();
+        assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "web-1", "2f1c"));
         let process = signal.process.unwrap();
         assert_eq!((process.pid, process.tid, process.container_pid, process.argc), (100, 101, 7, 5));
         assert_eq!(signal.lineage[0].argv, ["sh", "-c", "x"]);

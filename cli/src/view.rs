@@ -215,6 +215,7 @@ pub struct Container {
 pub struct Pod {
     pub name: String,
     pub namespace: String,
+    pub uid: String,
     pub sandbox_id: String,
     pub container_name: String,
 }
@@ -325,6 +326,7 @@ impl From<v1::Pod> for Pod {
         Self {
             name: pod.name,
             namespace: pod.namespace,
+            uid: pod.uid,
             sandbox_id: pod.sandbox_id,
             container_name: pod.container_name,
         }

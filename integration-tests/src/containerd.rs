@@ -1,6 +1,7 @@
 //! The private containerd, and containers in it.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     fmt::Write,
     fs::{self, File},
@@ -15,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     command::{Output, run, wait},
+    cri,
     eventually::eventually,
 };
 
@@ -24,8 +26,16 @@ pub const IMAGE: &str = "docker.io/library/portcullis-demo:latest";
 /// Our shim's name for containerd.
 pub const RUNTIME: &str = "io.containerd.portcullis.v1";
 
-/// containerd's namespace for all containers here.
+/// containerd's namespace for all containers here but pods'.
 pub const NAMESPACE: &str = "default";
+
+/// The configuration of scripts and demo, without CRI.
+const BASE: &str = include_str!("../../scripts/lib/containerd.toml");
+
+const CRI_DISABLED: &str = "  \"io.containerd.grpc.v1.cri\",\n";
+
+/// `__SO_ACCEPTCON` in the flags of /proc/net/unix.
+const LISTENING: &str = "00010000";
 
 const END: Duration = Duration::from_secs(20);
 
@@ -34,15 +44,18 @@ const END: Duration = Duration::from_secs(20);
 pub struct Containerd {
     directory: PathBuf,
     child: Child,
+    namespaces: &'static [&'static str],
 }
 
 impl Containerd {
     /// Starts one with state and socket below `directory`, images and snapshots in `root`. Shims inherit `path` and the
-    /// agent's `run_dir`.
-    pub fn start(directory: &Path, root: &Path, path: &OsStr, run_dir: &Path) -> Result<Self> {
+    /// agent's `run_dir`. With `pods` it has CRI.
+    pub fn start(directory: &Path, root: &Path, path: &OsStr, run_dir: &Path, pods: bool) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let config = directory.join("containerd.toml");
-        fs::write(&config, configuration(directory, root))?;
+        let text = if pods { with_cri(is_version_2(path)?) } else { BASE.to_owned() };
+        let text = text.replace("@ROOT@", &root.display().to_string());
+        fs::write(&config, text.replace("@DIR@", &directory.display().to_string()))?;
         let log = File::create(directory.join("containerd.log"))?;
         let child = Command::new("containerd")
             .arg("--config")
@@ -54,7 +67,8 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .context("starting containerd")?;
-        let mut containerd = Self { directory: directory.to_owned(), child };
+        let namespaces: &[_] = if pods { &[NAMESPACE, cri::NAMESPACE] } else { &[NAMESPACE] };
+        let mut containerd = Self { directory: directory.to_owned(), child, namespaces };
         eventually(|| {
             let ended = containerd.child.try_wait()?;
             ensure!(ended.is_none(), "containerd ended: {}", containerd.log());
@@ -75,17 +89,23 @@ impl Containerd {
 
     /// `ctr` for it.
     pub fn ctr(&self) -> Command {
+        self.ctr_in(NAMESPACE)
+    }
+
+    fn ctr_in(&self, namespace: &str) -> Command {
         let mut command = Command::new("ctr");
         // ctr fails where this names a directory that is not there.
-        command.env_remove("XDG_RUNTIME_DIR").arg("--address").arg(self.address()).args(["--namespace", NAMESPACE]);
+        command.env_remove("XDG_RUNTIME_DIR").arg("--address").arg(self.address()).args(["--namespace", namespace]);
         command
     }
 
     /// Imports the image, unless containerd's root has it already.
     pub fn import(&self, archive: &Path) -> Result<()> {
-        let images = run(self.ctr().args(["images", "list", "-q"]))?.success()?;
-        if !images.stdout.lines().any(|name| name == IMAGE) {
-            run(self.ctr().args(["images", "import"]).arg(archive))?.success()?;
+        for namespace in self.namespaces {
+            let images = run(self.ctr_in(namespace).args(["images", "list", "-q"]))?.success()?;
+            if !images.stdout.lines().any(|name| name == IMAGE) {
+                run(self.ctr_in(namespace).args(["images", "import"]).arg(archive))?.success()?;
+            }
         }
         Ok(())
     }
@@ -95,11 +115,6 @@ impl Containerd {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let id = format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed));
         Builder { containerd: self, id, runtime: RUNTIME, annotations: Vec::new() }
-    }
-
-    /// The directory of a container's bundle.
-    pub fn bundle(&self, id: &str) -> PathBuf {
-        self.directory.join("state/io.containerd.runtime.v2.task").join(NAMESPACE).join(id)
     }
 
     /// Pids of all shims that were started for it, ours and the stock ones behind them.
@@ -120,13 +135,49 @@ impl Containerd {
             .collect()
     }
 
+    /// Those of them that are ours.
+    pub fn own_shims(&self) -> Vec<Pid> {
+        let is_ours = |pid: &Pid| {
+            fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()))
+                .is_ok_and(|program| program.ends_with("containerd-shim-portcullis-v1"))
+        };
+        self.shims().into_iter().filter(is_ours).collect()
+    }
+
+    /// The paths of all sockets at which these shims listen, as the kernel tells them.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let inode = |file: PathBuf| -> Option<String> {
+            let target = fs::read_link(file).ok()?;
+            Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        };
+        let inodes: HashSet<_> = self
+            .shims()
+            .into_iter()
+            .filter_map(|pid| fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).ok())
+            .flatten()
+            .flatten()
+            .filter_map(|entry| inode(entry.path()))
+            .collect();
+        fs::read_to_string("/proc/net/unix")
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split_whitespace().skip(3);
+                let (flags, inode, path) = (words.next()?, words.nth(2)?, words.next()?);
+                (flags == LISTENING && inodes.contains(inode)).then(|| PathBuf::from(path))
+            })
+            .collect()
+    }
+
     fn remove_containers(&self) -> Result<()> {
-        let list = |kind: &str| run(self.ctr().args([kind, "list", "-q"])).map(|output| output.stdout);
-        for id in list("tasks")?.lines() {
-            run(self.ctr().args(["tasks", "delete", "--force", id]))?;
-        }
-        for id in list("containers")?.lines() {
-            run(self.ctr().args(["containers", "delete", id]))?;
+        for namespace in self.namespaces {
+            let ctr = |arguments: &[&str]| run(self.ctr_in(namespace).args(arguments));
+            for id in ctr(&["tasks", "list", "-q"])?.stdout.lines() {
+                ctr(&["tasks", "delete", "--force", id])?;
+            }
+            for id in ctr(&["containers", "list", "-q"])?.stdout.lines() {
+                ctr(&["containers", "delete", id])?;
+            }
         }
         Ok(())
     }
@@ -156,10 +207,21 @@ impl Drop for Containerd {
     }
 }
 
-fn configuration(directory: &Path, root: &Path) -> String {
-    include_str!("../../scripts/lib/containerd.toml")
-        .replace("@ROOT@", &root.display().to_string())
-        .replace("@DIR@", &directory.display().to_string())
+fn is_version_2(path: &OsStr) -> Result<bool> {
+    let version = run(Command::new("containerd").arg("--version").env("PATH", path))?.success()?;
+    Ok(version.stdout.contains("containerd/v2 "))
+}
+
+/// The configuration with CRI, and in it the runtime handler that we recommend.
+fn with_cri(version_2: bool) -> String {
+    let base = BASE.replace(CRI_DISABLED, "");
+    let (base, cri, handler) = if version_2 {
+        let base = base.replace("version = 2\n", "version = 3\n");
+        (base, include_str!("cri-v3.toml"), include_str!("../../config/containerd/runtime-v3.toml"))
+    } else {
+        (base, include_str!("cri-v2.toml"), include_str!("../../config/containerd/runtime-v2.toml"))
+    };
+    [&base, cri, handler].concat()
 }
 
 /// A container to be started.
@@ -270,16 +332,6 @@ impl Container<'_> {
         let outcomes = parse_outcomes(&output.stdout);
         ensure!(outcomes.len() == lines.len(), "the script of {} lines gave: {output}", lines.len());
         Ok(outcomes)
-    }
-
-    /// Sockets by which its shims are reached.
-    pub fn sockets(&self) -> Vec<PathBuf> {
-        let bundle = self.containerd.bundle(&self.id);
-        [bundle.join("address"), bundle.join("inner/address")]
-            .iter()
-            .filter_map(|file| fs::read_to_string(file).ok())
-            .map(|address| PathBuf::from(address.trim().trim_start_matches("unix://")))
-            .collect()
     }
 
     /// Ends and deletes it.

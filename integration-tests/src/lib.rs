@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`command`] | running programs with a time limit |
 //! | [`containerd`] | the private containerd, and containers in it |
+//! | [`cri`] | pods |
 //! | [`agent`] | portcullisd: start, kill, restart |
 //! | [`node`] | all of it together, and what is left of a container anywhere |
 //! | [`signals`] | what `portcullis signals list -o json` shows |
@@ -17,6 +18,7 @@
 pub mod agent;
 pub mod command;
 pub mod containerd;
+pub mod cri;
 pub mod eventually;
 pub mod node;
 pub mod signals;

@@ -23,6 +23,7 @@ use crate::{
     agent::{Agent, Paths},
     command::{Output, run},
     containerd::{Builder, Containerd},
+    cri::Cri,
     eventually::eventually,
     signals::{Container, Signal},
 };
@@ -42,6 +43,8 @@ pub struct Setup {
     pub expected_backend: Option<String>,
     /// `PORTCULLIS_GRPC_PYTHON`: a Python that has what `client/requirements.txt` names.
     pub grpc_python: Option<PathBuf>,
+    /// `PORTCULLIS_PODS`: whether pods are tested too. Like all of CRI they are meant for a machine of their own.
+    pub pods: bool,
 }
 
 impl Setup {
@@ -55,6 +58,7 @@ impl Setup {
             backend: env::var("PORTCULLIS_BACKEND").ok(),
             expected_backend: env::var("PORTCULLIS_EXPECT_BACKEND").ok(),
             grpc_python: path("PORTCULLIS_GRPC_PYTHON"),
+            pods: env::var_os("PORTCULLIS_PODS").is_some(),
         })
     }
 
@@ -72,7 +76,7 @@ impl Setup {
     /// A containerd below `directory` that has the image and starts our shim with the files of `run_dir`.
     pub fn start_containerd(&self, directory: &Path, run_dir: &Path) -> Result<Containerd> {
         let root = self.containerd_root.clone().unwrap_or_else(|| directory.join("root"));
-        let containerd = Containerd::start(&directory.join("containerd"), &root, &self.path()?, run_dir)?;
+        let containerd = Containerd::start(&directory.join("containerd"), &root, &self.path()?, run_dir, self.pods)?;
         containerd.import(&self.image)?;
         Ok(containerd)
     }
@@ -148,6 +152,11 @@ impl Node {
     /// A container to be started.
     pub fn container(&self) -> Builder<'_> {
         self.containerd.container()
+    }
+
+    /// Its containerd's CRI.
+    pub fn cri(&self) -> Result<Cri> {
+        Cri::connect(&self.containerd.address())
     }
 
     /// Its containerd.

@@ -77,8 +77,21 @@ pub struct Container {
     pub containerd_namespace: String,
     pub image: String,
     pub cgroup_id: u64,
+    pub pod: Option<Pod>,
     pub mode: String,
     pub mode_reason: String,
     pub guarded: bool,
     pub unguarded_reason: String,
+}
+
+/// A container's pod.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Pod {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub sandbox_id: String,
+    pub container_name: String,
 }

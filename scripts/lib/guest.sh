@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The virtual machine's root file system: an ext4 image made without mounting, from this machine's own packages.
-# Source common.sh, kernels.sh and containerd.sh first.
+# Source common.sh, debian.sh, kernels.sh and containerd.sh first.
 
 # Programs of this machine that the guest has in /usr/bin. Optional ones are left out where they are missing.
 GUEST_PROGRAMS=(dash containerd ctr containerd-shim-runc-v2 runc nc.openbsd dig nslookup host curl)
@@ -54,15 +54,18 @@ guest_modules() { # ROOT KERNEL_DIR
     done >"$1/vm/modules"
 }
 
-# The demo's image, imported already: that takes a second here and twenty there. The archive is there as well for whoever
+# The demo's image, imported already for ctr and for CRI: that takes a second here and twenty there. The archive is there as well for whoever
 # wants another containerd root; without root's rights here it must be imported there.
 guest_container_image() { # ROOT
-    local archive=$1/vm/image.tar dir
+    local archive=$1/vm/image.tar dir namespace
     cp "$("$REPO/scripts/lib/oci-image.sh")" "$archive"
     [[ $(id -u) == 0 ]] || { say "NOTICE: not root, the guest has to import the container image itself" && return; }
     dir=$(mktemp -d /tmp/portcullis.XXXXXX)
     (
-        containerd_start "$dir" "$1/var/lib/containerd" && private_ctr "$dir" images import "$archive" >/dev/null
+        containerd_start "$dir" "$1/var/lib/containerd"
+        for namespace in default k8s.io; do
+            private_ctr "$dir" -n "$namespace" images import "$archive" >/dev/null || exit 1
+        done
     ) || say "NOTICE: the container image could not be imported here; the guest has to do it itself"
     containerd_stop "$dir"
     rm -rf "$dir" "$1"/var/lib/containerd/tmpmounts

@@ -1,12 +1,8 @@
 # shellcheck shell=bash
-# Debian's kernels for the virtual machine. Source common.sh first, then this.
+# Debian's kernels for the virtual machine. Source common.sh and debian.sh first.
 #
 # kernel_dir LINE prints a directory with vmlinuz, modules/ (lib/modules/RELEASE's content) and release.
-# Lines: 6.1, 6.12, newest. The packages are unpacked, never installed; apt works on lists and caches of its own,
-# so that the system's apt configuration is neither used as a source nor changed.
-
-# An index younger than this is not asked for again.
-KERNEL_MAX_AGE_DAYS=7
+# Lines: 6.1, 6.12, newest.
 
 kernel_suites() {
     case $1 in
@@ -24,94 +20,6 @@ kernel_pattern() {
         6.12) echo '^linux-image-6\.12\.[0-9].*-cloud-amd64$' ;;
         newest) echo '^linux-image-[0-9].*-cloud-amd64$' ;;
     esac
-}
-
-# The mirror this machine is set up for, else the standard one. $1: debian or debian-security.
-debian_mirror() {
-    local found
-    found=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
-        grep -E '^(deb |URIs:)' | grep -oE "https?://[^] ]+/$1/?( |\$)" | head -n 1 | tr -d ' ') || true
-    echo "${found:-http://deb.debian.org/$1}"
-}
-
-suite_source() { # ROOT KEYRING SUITE
-    local mirror=debian
-    [[ $3 == *-security ]] && mirror=debian-security
-    echo "deb [signed-by=$2 arch=amd64] $(debian_mirror "$mirror") $3 main"
-}
-
-# private_apt ROOT KEYRING SUITE…: an apt configuration that shares nothing with the system's but how to reach a mirror
-# (proxies) and what its administrator decided about release files' dates (a mirror may lag, a clock may be wrong).
-# Signatures are always checked.
-private_apt() {
-    local root=$1 keyring=$2 suite
-    shift 2
-    mkdir -p "$root/empty" "$root/lists/partial" "$root/cache/archives/partial"
-    : >"$root/status"
-    for suite in "$@"; do suite_source "$root" "$keyring" "$suite"; done >"$root/sources.list"
-    apt-config dump | grep -E '^Acquire::(http|https|Check-|Retries)' >"$root/apt.conf" || true
-    cat >>"$root/apt.conf" <<EOF
-Dir::Etc::parts "$root/empty";
-Dir::Etc::main "/dev/null";
-Dir::Etc::sourcelist "$root/sources.list";
-Dir::Etc::sourceparts "$root/empty";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "$root/empty";
-Dir::Etc::trusted "/dev/null";
-Dir::Etc::trustedparts "$root/empty";
-Dir::State "$root";
-Dir::State::status "$root/status";
-Dir::State::lists "$root/lists";
-Dir::Cache "$root/cache";
-APT::Architecture "amd64";
-APT::Architectures { "amd64"; };
-Acquire::Languages "none";
-Acquire::AllowInsecureRepositories "false";
-APT::Sandbox::User "root";
-EOF
-}
-
-# apt-get update that counts warnings (an index that could not be had) as failures.
-private_update() { # ROOT
-    APT_CONFIG=$1/apt.conf apt-get -q -o APT::Update::Error-Mode=any update >"$1/update.log" 2>&1
-}
-
-# An older release's keyring may lack the key of a newer suite. Then Debian's own newer keyring package is taken from a
-# suite that the installed keyring does verify, so that trust still begins at the installed one.
-newer_keyring() { # KEYRING
-    local root=$TESTBED/apt/keyring suite deb
-    for suite in trixie bookworm-updates bookworm; do
-        private_apt "$root" "$1" "$suite"
-        private_update "$root" || continue
-        (cd "$root" && rm -f ./*.deb && APT_CONFIG=$root/apt.conf apt-get -q download debian-archive-keyring) \
-            >>"$root/update.log" 2>&1 || continue
-        deb=$(ls "$root"/*.deb)
-        dpkg-deb -x "$deb" "$root/unpacked"
-        find "$root/unpacked" -name 'debian-archive-keyring.[gp]*' | sort -r | head -n 1
-        return
-    done
-    return 1
-}
-
-installed_keyring() {
-    local file
-    for file in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
-        [[ -e $file ]] && echo "$file" && return
-    done
-    die "Debian's archive keyring is missing: install the package debian-archive-keyring"
-}
-
-kernel_index() { # LINE ROOT
-    local keyring suites
-    keyring=$(installed_keyring)
-    read -ra suites <<<"$(kernel_suites "$1")"
-    private_apt "$2" "$keyring" "${suites[@]}"
-    private_update "$2" && return
-    grep -q NO_PUBKEY "$2/update.log" || return 1
-    say "the installed archive keyring does not know ${suites[*]}: fetching Debian's newer one"
-    keyring=$(newer_keyring "$keyring") || return 1
-    private_apt "$2" "$keyring" "${suites[@]}"
-    private_update "$2"
 }
 
 # Prints "PACKAGE VERSION" of the newest.
@@ -160,18 +68,13 @@ kernel_unpack() { # ROOT PACKAGE VERSION DESTINATION
 }
 
 kernel_fetch() { # LINE
-    local line=$1 root=$TESTBED/apt/$1 current=$TESTBED/kernels/$1.current found package version dir
+    local line=$1 root=$TESTBED/apt/$1 current=$TESTBED/kernels/$1.current found package version dir suites
     mkdir -p "$TESTBED/kernels"
-    if [[ -n $(find "$current" -mtime "-$KERNEL_MAX_AGE_DAYS" 2>/dev/null) && -d $TESTBED/kernels/$(cat "$current") ]]; then
-        return
-    fi
+    if debian_is_current "$current"; then return; fi
     say "looking for Debian's newest $line kernel"
-    if ! kernel_index "$line" "$root" || ! found=$(kernel_newest_package "$line" "$root"); then
-        [[ -f $root/update.log ]] && grep -E '^(E|W|Err)' "$root/update.log" >&2
-        if [[ -e $current && -d $TESTBED/kernels/$(cat "$current") ]]; then
-            say "NOTICE: Debian's archive could not be asked; going on with $(cat "$current") from an earlier run"
-            return
-        fi
+    read -ra suites <<<"$(kernel_suites "$line")"
+    if ! debian_index "$root" "${suites[@]}" || ! found=$(kernel_newest_package "$line" "$root"); then
+        debian_earlier "$current" "$root" && return
         die "no $line kernel could be had from Debian's archive"
     fi
     read -r package version <<<"$found"

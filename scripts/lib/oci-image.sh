@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the container image of demo and tests from this machine's own packages, without a registry, and prints the path of
 # the tar archive (an OCI image layout, for `ctr images import`). The same packages give the same bytes.
+# A second image in it is what pods are held together by: the same layer, but it only sleeps.
 #
 # In it: busybox and its applets; the real nc, nslookup, dig, host and curl of Debian with their libraries; links to them
 # under other names in /opt/links; and ncdu, a harmless program whose name only begins like a network utility's.
@@ -9,6 +10,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 IMAGE_NAME=docker.io/library/portcullis-demo:latest
+PAUSE_NAME=docker.io/library/portcullis-pause:latest
 # dash because busybox's shell runs applets of its own for nc and nslookup, whatever PATH says.
 IMAGE_PROGRAMS=(dash nc.openbsd nslookup dig host curl)
 
@@ -67,17 +69,25 @@ stable_tar() { # TAR DIRECTORY
     tar -c -f "$1" --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$2" .
 }
 
+# add_image LAYOUT NAME COMMAND LAYER DIFF_ID: prints its descriptor for the index. COMMAND is JSON.
+add_image() {
+    local layout=$1 config manifest
+    printf '%s' '{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":'"$3"'},"rootfs":{"type":"layers","diff_ids":["sha256:'"$5"'"]}}' >"$layout/config"
+    config=$(add_blob "$layout" "$layout/config")
+    printf '%s' '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json",'"$config"'},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar",'"$4"'}]}' >"$layout/manifest"
+    manifest=$(add_blob "$layout" "$layout/manifest")
+    printf '%s' '{"mediaType":"application/vnd.oci.image.manifest.v1+json",'"$manifest"',"platform":{"architecture":"amd64","os":"linux"},"annotations":{"io.containerd.image.name":"'"$2"'","org.opencontainers.image.ref.name":"latest"}}'
+}
+
 image_layout() { # LAYOUT ROOT
-    local layout=$1 diff_id layer config manifest
+    local layout=$1 diff_id layer images
     mkdir -p "$layout/blobs/sha256"
     stable_tar "$layout/layer" "$2"
     diff_id=$(sha256 "$layout/layer")
     layer=$(add_blob "$layout" "$layout/layer")
-    printf '%s' '{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"Cmd":["/bin/sh"]},"rootfs":{"type":"layers","diff_ids":["sha256:'"$diff_id"'"]}}' >"$layout/config"
-    config=$(add_blob "$layout" "$layout/config")
-    printf '%s' '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json",'"$config"'},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar",'"$layer"'}]}' >"$layout/manifest"
-    manifest=$(add_blob "$layout" "$layout/manifest")
-    printf '%s' '{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json",'"$manifest"',"platform":{"architecture":"amd64","os":"linux"},"annotations":{"io.containerd.image.name":"'"$IMAGE_NAME"'","org.opencontainers.image.ref.name":"latest"}}]}' >"$layout/index.json"
+    images=$(add_image "$layout" "$IMAGE_NAME" '["/bin/sh"]' "$layer" "$diff_id")
+    images+=,$(add_image "$layout" "$PAUSE_NAME" '["sleep","infinity"]' "$layer" "$diff_id")
+    printf '%s' '{"schemaVersion":2,"manifests":['"$images"']}' >"$layout/index.json"
     printf '%s' '{"imageLayoutVersion":"1.0.0"}' >"$layout/oci-layout"
 }
 

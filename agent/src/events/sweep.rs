@@ -95,14 +95,23 @@ impl Sweep {
 
 /// Whether a record's container can't exist any more.
 fn is_gone(record: &ContainerRecord) -> bool {
+    // containerd removes the bundle with the container.
+    let no_bundle =
+        || matches!(fs::symlink_metadata(&record.bundle), Err(error) if error.kind() == io::ErrorKind::NotFound);
     if record.cgroup_id == 0 {
-        // containerd removes the bundle with the container.
-        return matches!(fs::symlink_metadata(&record.bundle), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        return no_bundle();
     }
     match fs::symlink_metadata(&record.cgroup_path) {
-        Ok(metadata) => metadata.ino() != record.cgroup_id,
+        // When a pod's shim was killed, containerd 2 has only the pod's own container deleted properly: the cgroups of
+        // the others stay for ever.
+        Ok(metadata) => metadata.ino() != record.cgroup_id || (no_bundle() && is_empty(&record.cgroup_path)),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
+}
+
+/// Whether no process is in a cgroup or below it.
+fn is_empty(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.events")).is_ok_and(|text| text.lines().any(|line| line == "populated 0"))
 }
 
 /// The containers that have links pinned.
@@ -149,6 +158,14 @@ mod tests {
         assert!(is_gone(&record));
         record.cgroup_path = directory.path().into();
         assert!(!is_gone(&record));
+        let events = |text| fs::write(directory.path().join("cgroup.events"), text).unwrap();
+        record.bundle = directory.path().join("bundle");
+        events("populated 1\nfrozen 0\n");
+        assert!(!is_gone(&record), "processes without a bundle");
+        events("populated 0\nfrozen 0\n");
+        assert!(is_gone(&record), "neither processes nor a bundle");
+        record.bundle = directory.path().into();
+        assert!(!is_gone(&record), "a bundle without processes");
         record.cgroup_id += 1;
         assert!(is_gone(&record), "another cgroup at the same path");
         record.cgroup_id = 0;

@@ -195,6 +195,7 @@ pub fn container() -> Container {
             namespace: "shop".into(),
             sandbox_id: "feed".into(),
             container_name: "web".into(),
+            uid: "2f1c".into(),
         }),
         mode: Mode::Enforce.into(),
         policy: "default".into(),

@@ -185,8 +185,12 @@ pub struct Pod {
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub sandbox_id: ::prost::alloc::string::String,
+    /// Empty for the container that holds the pod together.
     #[prost(string, tag = "4")]
     pub container_name: ::prost::alloc::string::String,
+    /// Kubernetes's own id of the pod; empty where containerd does not tell it.
+    #[prost(string, tag = "5")]
+    pub uid: ::prost::alloc::string::String,
 }
 /// Counted in the kernel, per container, since it was guarded.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

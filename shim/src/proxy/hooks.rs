@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -15,8 +15,10 @@ use ttrpc::{Code, Request, Response, asynchronous::Client};
 
 use crate::{
     guard::{Admission, Subject, Warden, contents},
+    inner,
     log::{self, Level},
     options::{self, Translation},
+    state::Shims,
     task,
 };
 
@@ -36,6 +38,7 @@ enum Standing {
 pub struct Containers {
     inner: Client,
     warden: Warden,
+    shims: Shims,
     standing: Mutex<HashMap<String, Standing>>,
 }
 
@@ -48,8 +51,8 @@ fn decode<M: Message>(request: &Request) -> Result<M, Response> {
 
 impl Containers {
     /// None so far.
-    pub fn new(inner: Client, warden: Warden) -> Self {
-        Self { inner, warden, standing: Mutex::default() }
+    pub fn new(inner: Client, warden: Warden, shims: Shims) -> Self {
+        Self { inner, warden, shims, standing: Mutex::default() }
     }
 
     fn standing(&self) -> MutexGuard<'_, HashMap<String, Standing>> {
@@ -71,6 +74,9 @@ impl Containers {
         }
         let shared_scope = contents::shared_scope(&create.rootfs);
         let (id, bundle) = (create.id, PathBuf::from(create.bundle));
+        if let Err(error) = self.prepare(&bundle) {
+            return refused(&id, Code::FAILED_PRECONDITION, &format!("{error:#}"));
+        }
         let origin = origin(&request);
         let response = self.forward(request).await;
         if !task::is_ok(&response) {
@@ -85,6 +91,16 @@ impl Containers {
             return response;
         }
         self.admit(&origin, response, &Subject { id: &id, bundle: &bundle, pid, shared_scope }).await
+    }
+
+    /// containerd 2 runs `start` for the first container of a pod only, but `delete` for each: all bundles must tell
+    /// which shims serve them, and have room for what is attached.
+    fn prepare(&self, bundle: &Path) -> Result<()> {
+        if Shims::load(bundle)?.is_none() {
+            inner::prepare(bundle)?;
+            self.shims.save(bundle)?;
+        }
+        Ok(())
     }
 
     /// Lets a container run only if it was admitted. An exec is the inner shim's alone.

@@ -96,7 +96,7 @@ async fn end_of(mut connection: UnixStream) {
 }
 
 fn services(inner: &Client, warden: Warden, shims: &Shims) -> Result<HashMap<String, Service>> {
-    let containers = Arc::new(Containers::new(inner.clone(), warden));
+    let containers = Arc::new(Containers::new(inner.clone(), warden, shims.clone()));
     let mut services = HashMap::new();
     for service in task::SERVICES {
         let methods =

@@ -1,0 +1,165 @@
+//! Pods, made through CRI as kubelet makes them.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use portcullis_integration_tests::{
+    cri::{Cri, POD_NAMESPACE},
+    eventually::{eventually, within},
+    node::{Node, Traces},
+    signals::Pod,
+};
+use portcullis_policy::policyset::Backend;
+use rustix::process::{Signal, kill_process};
+
+use crate::{Test, stopped, verdicts};
+
+/// All of them.
+pub const TESTS: [Test; 5] = [
+    ("a_pod_has_one_shim_and_leaves_nothing", a_pod_has_one_shim_and_leaves_nothing),
+    ("a_pod_whose_shim_was_killed_leaves_nothing", a_pod_whose_shim_was_killed_leaves_nothing),
+    ("each_container_of_a_pod_has_its_own_mode", each_container_of_a_pod_has_its_own_mode),
+    ("a_pod_s_annotation_holds_for_all_its_containers", a_pod_s_annotation_holds_for_all_its_containers),
+    ("a_signal_names_pod_and_container", a_signal_names_pod_and_container),
+];
+
+/// The agent looks every half minute for what nobody cleaned up, and believes what it has seen twice.
+const SWEPT: Duration = Duration::from_secs(120);
+
+const ENFORCE: [(&str, &str); 1] = [("portcullis.dev/mode", "enforce")];
+
+fn nothing_is_left(node: &Node, sockets: &[PathBuf]) -> Result<()> {
+    let nothing = Traces { links: Vec::new(), map_entries: Vec::new(), records: Vec::new(), shims: Vec::new() };
+    within(SWEPT, || {
+        let traces = node.traces()?;
+        ensure!(traces == nothing, "left: {traces:?}");
+        let left: Vec<_> = sockets.iter().filter(|socket| socket.exists()).collect();
+        ensure!(left.is_empty(), "left: {left:?}");
+        Ok(())
+    })
+}
+
+/// By a shell, and as the session's first process.
+fn assert_nc_is_stopped(node: &Node, cri: &Cri, container: &str) -> Result<()> {
+    let by_shell = cri.exec(container, &["sh", "-c", "/usr/bin/nc -h"])?;
+    let direct = cri.exec(container, &["/usr/bin/nc", "-h"]);
+    match node.backend() {
+        Backend::Lsm => {
+            ensure!(by_shell.status == 126 && by_shell.stderr.contains("Operation not permitted"), "{by_shell}");
+            // Some versions of runc fail to start it, others start and lose it.
+            let told = match direct {
+                Err(error) => format!("{error:#}"),
+                Ok(output) => output.stderr,
+            };
+            ensure!(told.contains("operation not permitted"), "{told}");
+        }
+        Backend::Tracepoint => {
+            ensure!(by_shell.status == 137, "{by_shell}");
+            let direct = direct?;
+            ensure!(direct.status == 137, "{direct}");
+        }
+    }
+    Ok(())
+}
+
+fn assert_nc_runs(cri: &Cri, container: &str) -> Result<()> {
+    cri.exec(container, &["/usr/bin/nc", "-h"])?.success()?;
+    Ok(())
+}
+
+fn a_pod_has_one_shim_and_leaves_nothing(node: &Node) -> Result<()> {
+    nothing_is_left(node, &[])?;
+    let cri = node.cri()?;
+    let pod = cri.pod("web", &[])?;
+    let containers = [pod.start("one", &[])?, pod.start("two", &ENFORCE)?];
+    let traces = node.traces()?;
+    let told = node.containers()?;
+    ensure!(told.iter().all(|container| container.guarded), "{told:#?}");
+    // Ours and the stock one behind it; the third guarded container is the pod's own.
+    ensure!(traces.shims.len() == 2 && node.containerd().own_shims().len() == 1, "{traces:?}");
+    ensure!(traces.map_entries.len() == 3 && traces.records.len() == 3, "{traces:?}");
+    ensure!(traces.links.len() == if node.backend() == Backend::Lsm { 3 } else { 0 }, "{traces:?}");
+    let listed = cri.containers()?;
+    for id in &containers {
+        ensure!(listed.iter().any(|found| found.id == *id && found.is_running()), "{id} does not run: {listed:?}");
+    }
+    let sockets = node.containerd().sockets();
+    ensure!(sockets.len() >= 2, "only {sockets:?}");
+    pod.remove()?;
+    nothing_is_left(node, &sockets)?;
+    ensure!(cri.containers()?.is_empty(), "{:?}", cri.containers()?);
+    Ok(())
+}
+
+fn a_pod_whose_shim_was_killed_leaves_nothing(node: &Node) -> Result<()> {
+    let cri = node.cri()?;
+    let pod = cri.pod("killed", &[])?;
+    pod.start("one", &[])?;
+    pod.start("two", &[])?;
+    let sockets = node.containerd().sockets();
+    for shim in node.containerd().own_shims() {
+        kill_process(shim, Signal::KILL)?;
+    }
+    pod.remove()?;
+    nothing_is_left(node, &sockets)
+}
+
+fn each_container_of_a_pod_has_its_own_mode(node: &Node) -> Result<()> {
+    let cri = node.cri()?;
+    let pod = cri.pod("modes", &[])?;
+    let detect = pod.start("detect", &[])?;
+    let enforce = pod.start("enforce", &ENFORCE)?;
+    for _ in 0..2 {
+        assert_nc_runs(&cri, &detect)?;
+        assert_nc_is_stopped(node, &cri, &enforce)?;
+    }
+    let signals = node.signals_until(&detect, "nc")?;
+    ensure!(verdicts(&signals) == ["would_block"; 2], "{signals:#?}");
+    let signals = node.signals_until(&enforce, "nc")?;
+    ensure!(verdicts(&signals) == [stopped(node); 4], "{signals:#?}");
+    pod.remove()
+}
+
+fn a_pod_s_annotation_holds_for_all_its_containers(node: &Node) -> Result<()> {
+    let cri = node.cri()?;
+    let pod = cri.pod("strict", &ENFORCE)?;
+    let container = pod.start("main", &[])?;
+    assert_nc_is_stopped(node, &cri, &container)?;
+    let containers = node.containers()?;
+    for id in [pod.id(), &container] {
+        let told = containers.iter().find(|told| told.id == id).with_context(|| format!("{id} is not listed"))?;
+        ensure!(told.mode == "enforce" && told.mode_reason == "annotation" && told.guarded, "{told:#?}");
+    }
+    pod.remove()
+}
+
+fn a_signal_names_pod_and_container(node: &Node) -> Result<()> {
+    let cri = node.cri()?;
+    let pod = cri.pod("web-0", &[])?;
+    let container = pod.start("main", &[])?;
+    assert_nc_runs(&cri, &container)?;
+    let signals = node.signals_until(&container, "nc")?;
+    let told = signals.first().and_then(|signal| signal.container.as_ref()).context("no container")?;
+    let mut expected = Pod {
+        name: "web-0".into(),
+        namespace: POD_NAMESPACE.into(),
+        uid: "uid-of-web-0".into(),
+        sandbox_id: pod.id().into(),
+        container_name: "main".into(),
+    };
+    ensure!(told.pod.as_ref() == Some(&expected), "{told:#?}");
+    ensure!(told.image.ends_with("portcullis-demo:latest") && told.containerd_namespace == "k8s.io", "{told:#?}");
+    // The one that holds the pod together is guarded like others, and does nothing worth a signal.
+    expected.container_name = String::new();
+    eventually(|| {
+        let containers = node.containers()?;
+        let own =
+            containers.iter().find(|told| told.id == pod.id()).context("the pod's own container is not listed")?;
+        ensure!(own.guarded && own.pod.as_ref() == Some(&expected), "{own:#?}");
+        ensure!(own.image.ends_with("portcullis-pause:latest"), "{own:#?}");
+        Ok(())
+    })?;
+    let signals = node.signals()?;
+    ensure!(signals.iter().all(|signal| signal.container_id() != pod.id()), "{signals:#?}");
+    pod.remove()
+}
