@@ -114,7 +114,7 @@ impl Containerd {
     pub fn container(&self) -> Builder<'_> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let id = format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        Builder { containerd: self, id, runtime: RUNTIME, annotations: Vec::new() }
+        Builder { containerd: self, id, runtime: RUNTIME, annotations: Vec::new(), options: Vec::new() }
     }
 
     /// Pids of all shims that were started for it, ours and the stock ones behind them.
@@ -231,6 +231,7 @@ pub struct Builder<'a> {
     id: String,
     runtime: &'a str,
     annotations: Vec<String>,
+    options: Vec<&'a str>,
 }
 
 impl<'a> Builder<'a> {
@@ -259,9 +260,16 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Another option of `ctr run`.
+    #[must_use]
+    pub fn option(mut self, option: &'a str) -> Self {
+        self.options.push(option);
+        self
+    }
+
     fn ctr_run(&self, options: &[&str], arguments: &[&str]) -> Command {
         let mut command = self.containerd.ctr();
-        command.arg("run").args(options).args(["--runtime", self.runtime]);
+        command.arg("run").args(options).args(&self.options).args(["--runtime", self.runtime]);
         for annotation in &self.annotations {
             command.args(["--annotation", annotation]);
         }

@@ -19,6 +19,15 @@ pub struct Signal {
     pub origin: String,
     pub backend: String,
     pub message: String,
+    pub remote: Option<Endpoint>,
+}
+
+/// The other end of a socket.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[allow(missing_docs)]
+pub struct Endpoint {
+    pub address: String,
+    pub port: u32,
 }
 
 impl Signal {
@@ -56,6 +65,7 @@ pub struct Process {
     pub argv: Vec<String>,
     pub argc: u32,
     pub cwd: String,
+    pub places: Vec<String>,
 }
 
 /// An image that led to the process.

@@ -4,7 +4,8 @@
 # A second image in it is what pods are held together by: the same layer, but it only sleeps.
 #
 # In it: busybox and its applets; the real nc, nslookup, dig, host and curl of Debian with their libraries; links to them
-# under other names in /opt/links; and ncdu, a harmless program whose name only begins like a network utility's.
+# under other names in /opt/links; ncdu, a harmless program whose name only begins like a network utility's; and
+# /opt/evade, which executes programs in ways that hide what they are (integration-tests/container/evade.c).
 set -euo pipefail
 # shellcheck source=scripts/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -12,6 +13,7 @@ set -euo pipefail
 IMAGE_NAME=docker.io/library/portcullis-demo:latest
 PAUSE_NAME=docker.io/library/portcullis-pause:latest
 # dash because busybox's shell runs applets of its own for nc and nslookup, whatever PATH says.
+EVADE=$REPO/integration-tests/container/evade.c
 IMAGE_PROGRAMS=(dash nc.openbsd nslookup dig host curl)
 
 image_programs() {
@@ -48,6 +50,7 @@ image_root() { # ROOT
     ln -s ../../usr/bin/curl "$1/opt/links/update"
     printf '#!/bin/sh\necho "ncdu: nothing to see here"\n' >"$1/usr/bin/ncdu"
     chmod 755 "$1/usr/bin/ncdu"
+    gcc -static -O2 -Wall -Wextra -o "$1/opt/evade" "$EVADE"
     cp "$busybox" "$1/usr/bin/busybox"
     while read -r applet; do
         [[ -e $1/usr/bin/$applet || -L $1/usr/bin/$applet ]] || ln -s busybox "$1/usr/bin/$applet"
@@ -95,7 +98,7 @@ image_layout() { # LAYOUT ROOT
 image_key() {
     local programs
     mapfile -t programs < <(image_programs)
-    { cat "${programs[@]}" "$(static_busybox)" "${BASH_SOURCE[0]}" && ldd --version; } | sha256sum | cut -c1-16
+    { cat "${programs[@]}" "$EVADE" "$(static_busybox)" "${BASH_SOURCE[0]}" && ldd --version; } | sha256sum | cut -c1-16
 }
 
 image_build() { # TAR

@@ -3,6 +3,7 @@
 
 mod cgroup_v1;
 mod cri;
+mod evasion;
 mod independent_client;
 
 use std::{fs, process::ExitCode, sync::Arc};
@@ -111,7 +112,7 @@ fn a_signal_tells_the_whole_story(node: &Node) -> Result<()> {
     let told = signal.container.as_ref().context("no container")?;
     ensure!(signal.rule == "net_util_in_container" && signal.severity == "high", "{signal:#?}");
     ensure!(tool.category == "netcat" && tool.techniques.contains(&"T1095".to_owned()), "{signal:#?}");
-    ensure!(signal.identified_by == ["resolved_name"] && signal.origin == "exec_session", "{signal:#?}");
+    ensure!(signal.identified_by == ["resolved_name", "fingerprint"] && signal.origin == "exec_session", "{signal:#?}");
     ensure!(process.invoked_name == "report" && process.filename == "/opt/links/report", "{signal:#?}");
     ensure!(process.exe == "/usr/bin/nc.openbsd" && process.cwd == "/tmp", "{signal:#?}");
     ensure!(process.argv == ["/opt/links/report", "-h", "two words"] && process.argc == 3, "{signal:#?}");
@@ -314,7 +315,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 14] = [
+const TESTS: [Test; 19] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -329,6 +330,11 @@ const TESTS: [Test; 14] = [
     ("what_is_missing_is_named", what_is_missing_is_named),
     ("bad_input_changes_nothing", bad_input_changes_nothing),
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),
+    ("every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
+    ("what_looks_alike_stays_silent", evasion::what_looks_alike_stays_silent),
+    ("an_argument_that_changes_deceives_nobody", evasion::an_argument_that_changes_deceives_nobody),
+    ("a_reverse_shell_tells_its_other_end", evasion::a_reverse_shell_tells_its_other_end),
+    ("a_signal_says_where_the_file_is", evasion::a_signal_says_where_the_file_is),
 ];
 
 fn check_finds_the_node_in_order(node: &Node) -> Result<()> {

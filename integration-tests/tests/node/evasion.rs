@@ -1,0 +1,300 @@
+//! Ways to execute a tool without looking like it. Each is tried in detect and in enforce mode, and what came of it is a cell
+//! of docs/evasion-matrix.md, which scripts/test makes of the lines that are printed here.
+
+use anyhow::{Context, Result, ensure};
+use portcullis_integration_tests::{containerd::Container, node::Node, signals::Signal};
+use portcullis_policy::policyset::Backend;
+
+use crate::LAST;
+
+/// How a way ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The exec, or the mapping, fails with EPERM.
+    Eperm,
+    /// SIGKILL before the first instruction.
+    Sigkill,
+    /// It is not noticed.
+    Missed,
+}
+
+impl End {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Eperm => "EPERM",
+            Self::Sigkill => "SIGKILL",
+            Self::Missed => "missed",
+        }
+    }
+}
+
+/// One way.
+struct Way {
+    /// As the matrix calls it.
+    name: &'static str,
+    /// Shell commands in an empty directory.
+    script: &'static str,
+    /// The tool that it is.
+    tool: &'static str,
+    /// One of the ways of identification that must be told.
+    by: &'static str,
+    /// What it prints once it runs.
+    ran: &'static str,
+    /// How it ends with the backend lsm.
+    lsm: End,
+    /// And with the tracepoint.
+    tracepoint: End,
+}
+
+const NC: &str = "usage: nc ";
+const BUSYBOX_NC: &str = "BusyBox v";
+
+const fn nc(name: &'static str, by: &'static str, script: &'static str) -> Way {
+    Way { name, script, tool: "nc", by, ran: NC, lsm: End::Eperm, tracepoint: End::Sigkill }
+}
+
+const fn applet(name: &'static str, by: &'static str, script: &'static str) -> Way {
+    Way { ran: BUSYBOX_NC, ..nc(name, by, script) }
+}
+
+const WAYS: [Way; 34] = [
+    nc("the tool itself", "resolved_name", "/usr/bin/nc -h"),
+    nc("symbolic link", "resolved_name", "/opt/links/report -h"),
+    nc("hard link", "fingerprint", "ln /usr/bin/nc.openbsd x; ./x -h"),
+    nc("copy", "fingerprint", "cp /usr/bin/nc.openbsd x; ./x -h"),
+    nc("copy with bytes appended", "fingerprint", "cp /usr/bin/nc.openbsd x; echo more >>x; ./x -h"),
+    Way {
+        ran: "curl 7",
+        tool: "curl",
+        ..nc("renamed copy of another tool", "fingerprint", "cp /usr/bin/curl a; mv a b; ./b --version")
+    },
+    nc("a false argv[0]", "resolved_name", "/opt/evade as bash /usr/bin/nc.openbsd -h"),
+    applet("busybox nc", "applet", "busybox nc"),
+    applet("busybox busybox nc", "applet", "busybox busybox busybox nc"),
+    applet("busybox /some/path/nc", "applet", "busybox /a/b//////c/nc"),
+    applet("busybox by a long path", "applet", r#"busybox "$(printf '/%04000d/nc' 0)""#),
+    applet("busybox with argv[0] nc", "applet", "/opt/evade as nc /usr/bin/busybox"),
+    applet("busybox with argv[0] -nc", "applet", "/opt/evade as -nc /usr/bin/busybox"),
+    applet("busybox with argv[0] busyboxes", "applet", "/opt/evade as busyboxes /usr/bin/busybox nc"),
+    applet("copy of busybox", "applet", "cp /usr/bin/busybox x; /opt/evade as busybox ./x nc"),
+    applet("copy of busybox called by its applet", "invoked_name", "mkdir d; cp /usr/bin/busybox d/nc; d/nc"),
+    applet("busybox's shell running its own applet", "applet", "busybox sh -c nc"),
+    applet("busybox in memory", "applet", "/opt/evade memfd /usr/bin/busybox nc"),
+    nc("/proc/self/fd", "resolved_name", "/opt/evade fd /usr/bin/nc.openbsd -h"),
+    nc("fexecve", "resolved_name", "/opt/evade fexecve /usr/bin/nc.openbsd -h"),
+    nc("memfd", "fingerprint", "/opt/evade memfd /usr/bin/nc.openbsd -h"),
+    nc("deleted file", "fingerprint", "/opt/evade deleted /usr/bin/nc.openbsd -h"),
+    nc("dynamic loader", "loader", "/lib64/ld-linux-x86-64.so.2 /usr/bin/nc.openbsd -h"),
+    nc(
+        "dynamic loader with options",
+        "loader",
+        "/lib64/ld-linux-x86-64.so.2 --inhibit-cache --library-path /usr/lib:/lib --argv0 x /usr/bin/nc.openbsd -h",
+    ),
+    nc("copy of the dynamic loader", "loader", "cp /lib64/ld-linux-x86-64.so.2 x; ./x /usr/bin/nc.openbsd -h"),
+    Way {
+        tracepoint: End::Missed,
+        ..nc("dynamic loader and a link's name", "mapping", "/lib64/ld-linux-x86-64.so.2 /opt/links/report -h")
+    },
+    Way {
+        lsm: End::Missed,
+        tracepoint: End::Missed,
+        ..nc("dynamic loader and a copy", "", "cp /usr/bin/nc.openbsd x; /lib64/ld-linux-x86-64.so.2 ./x -h")
+    },
+    nc(
+        "#! script with the tool as interpreter",
+        "resolved_name",
+        r"printf '#!/usr/bin/nc.openbsd -h\n' >x; chmod +x x; ./x",
+    ),
+    nc("innocent script that calls it", "resolved_name", r"printf '#!/bin/sh\nnc -h\n' >x; chmod +x x; ./x"),
+    Way {
+        ran: "nc: bad address './x'",
+        ..nc("#! script for busybox", "applet", r"printf '#!/bin/busybox nc\n' >x; chmod +x x; ./x")
+    },
+    applet("env in front", "applet", "env nc -h"),
+    applet("xargs in front", "applet", "echo -h | xargs nc"),
+    applet("timeout in front", "applet", "timeout 5 nc -h"),
+    Way {
+        tool: "reverse_shell",
+        by: "stdio",
+        ran: "hello",
+        ..nc("shell with a socket as standard input", "stdio", "/opt/evade socket /usr/bin/dash -c 'echo hello'")
+    },
+];
+
+/// What stays silent, although it looks alike.
+const INNOCENT: [&str; 14] = [
+    "busybox --list >/dev/null",
+    "busybox ls nc nslookup",
+    "busybox echo nc",
+    "busybox sh -c 'echo nc'",
+    "/opt/evade as nc-like /usr/bin/busybox true",
+    "/lib64/ld-linux-x86-64.so.2 /usr/bin/dash -c 'echo nc'",
+    "/lib64/ld-linux-x86-64.so.2 --argv0 nc /usr/bin/dash -c true",
+    "cp /usr/bin/dash nc-copy; ./nc-copy -c true",
+    "cp /usr/bin/ncdu x; ./x",
+    "mkdir nc; cat nc/curl; chmod 700 nc; ls nc",
+    "touch nc; sh -c 'cat nc'",
+    "cp /usr/bin/nc.openbsd y; cat y | head -c 1 >/dev/null; chmod +x y",
+    "sh -c 'true nc -h'",
+    "echo nc | xargs echo",
+];
+
+fn directory(number: usize) -> String {
+    format!("/tmp/way{number}")
+}
+
+/// Tries all in one session. The directory that each runs in tells whose a signal is.
+fn run<'a>(container: &Container<'_>, scripts: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
+    let lines: Vec<String> = scripts
+        .enumerate()
+        .map(|(number, script)| {
+            let directory = directory(number);
+            format!("(mkdir {directory} && cd {directory} || exit; {script}\n)")
+        })
+        .chain([LAST.0.to_owned()])
+        .collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let mut outcomes = container.shell(&lines)?;
+    outcomes.pop();
+    Ok(outcomes.into_iter().map(|outcome| format!("status {}: {}", outcome.status, outcome.output)).collect())
+}
+
+fn signals_in(signals: &[Signal], number: usize) -> Vec<&Signal> {
+    let directory = directory(number);
+    signals.iter().filter(|signal| signal.process.as_ref().is_some_and(|process| process.cwd == directory)).collect()
+}
+
+impl Way {
+    fn expected(&self, backend: Backend) -> End {
+        match backend {
+            Backend::Lsm => self.lsm,
+            Backend::Tracepoint => self.tracepoint,
+        }
+    }
+
+    fn ends(&self, detect: (&[&Signal], &str), enforce: (&[&Signal], &str)) -> Result<End> {
+        ensure!(detect.1.contains(self.ran), "it does not work at all: {}", detect.1);
+        let ours = |signals: &[&Signal]| signals.iter().any(|signal| signal.tool() == self.tool);
+        if !ours(detect.0) && !ours(enforce.0) {
+            return Ok(End::Missed);
+        }
+        let told = |signal: &&&Signal| {
+            signal.tool() == self.tool
+                && signal.verdict == "would_block"
+                && signal.identified_by.iter().any(|by| by == self.by)
+        };
+        ensure!(detect.0.iter().any(|signal| told(&signal)), "in detect mode: {:#?}", detect.0);
+        ensure!(!enforce.1.contains(self.ran), "it ran in enforce mode: {} {:#?}", enforce.1, enforce.0);
+        let stopped =
+            enforce.0.iter().find(|signal| signal.tool() == self.tool).context("no signal in enforce mode")?;
+        match stopped.verdict.as_str() {
+            "blocked" => Ok(End::Eperm),
+            "killed" => Ok(End::Sigkill),
+            other => anyhow::bail!("in enforce mode the verdict is {other}: {stopped:#?}"),
+        }
+    }
+}
+
+/// Every way, in both modes.
+pub fn every_way_ends_as_the_matrix_says(node: &Node) -> Result<()> {
+    let scripts = || WAYS.iter().map(|way| way.script);
+    let detect = node.container().start()?;
+    let ran = run(&detect, scripts())?;
+    let enforce = node.container().mode("enforce").start()?;
+    let stopped = run(&enforce, scripts())?;
+    let seen = node.signals_until(detect.id(), LAST.1)?;
+    let prevented = node.signals_until(enforce.id(), LAST.1)?;
+    let mut worse = Vec::new();
+    for (number, way) in WAYS.iter().enumerate() {
+        let (seen, prevented) = (signals_in(&seen, number), signals_in(&prevented, number));
+        let outputs = ran.get(number).zip(stopped.get(number)).context("an outcome is missing")?;
+        match way.ends((&seen, outputs.0), (&prevented, outputs.1)) {
+            Ok(end) => {
+                println!("matrix\t{}\t{}", way.name, end.word());
+                if end != way.expected(node.backend()) {
+                    worse.push(format!(
+                        "{}: {} instead of {}",
+                        way.name,
+                        end.word(),
+                        way.expected(node.backend()).word()
+                    ));
+                }
+            }
+            Err(error) => worse.push(format!("{}: {error:#}", way.name)),
+        }
+    }
+    ensure!(worse.is_empty(), "{}", worse.join("\n"));
+    Ok(())
+}
+
+/// What must not be taken for a tool.
+pub fn what_looks_alike_stays_silent(node: &Node) -> Result<()> {
+    let container = node.container().mode("enforce").start()?;
+    let outcomes = run(&container, INNOCENT.into_iter())?;
+    let signals = node.signals_until(container.id(), LAST.1)?;
+    for (number, script) in INNOCENT.iter().enumerate() {
+        let found = signals_in(&signals, number);
+        ensure!(found.is_empty(), "{script}: {found:#?} {:?}", outcomes.get(number));
+    }
+    ensure!(signals.len() == 1, "{signals:#?}");
+    Ok(())
+}
+
+/// Another process rewrites the argument while the kernel reads it: the forbidden applet must never run.
+pub fn an_argument_that_changes_deceives_nobody(node: &Node) -> Result<()> {
+    const TRIES: u32 = 2000;
+    let container = node.container().mode("enforce").start()?;
+    let output =
+        container.exec(&["/opt/evade", "race", &TRIES.to_string(), "/usr/bin/busybox", "true", "nc"])?.success()?;
+    let count = |word: &str| -> Result<u32> {
+        let mut words = output.stdout.split_whitespace();
+        words
+            .find(|found| *found == word)
+            .and_then(|_| words.next())
+            .context("a count is missing")?
+            .parse()
+            .context("a count")
+    };
+    println!("race: {}", output.stdout.trim());
+    ensure!(count("bad")? == 0, "{output}");
+    // The others are those for which it had written half a name.
+    ensure!(count("good")? + count("refused")? + count("killed")? + count("other")? == TRIES, "{output}");
+    // Otherwise nothing was tried.
+    ensure!(count("good")? > 0 && count("refused")? + count("killed")? > 0, "{output}");
+    Ok(())
+}
+
+/// The other end of a reverse shell's connection.
+pub fn a_reverse_shell_tells_its_other_end(node: &Node) -> Result<()> {
+    let container = node.container().option("--net-host").start()?;
+    container.exec(&["/opt/evade", "connected", "/usr/bin/dash", "-c", "true"])?;
+    let signals = node.signals_until(container.id(), "reverse_shell")?;
+    let signal = signals.first().context("no signal")?;
+    ensure!(signal.rule == "reverse_shell" && signal.severity == "high", "{signal:#?}");
+    let remote = signal.remote.as_ref().context("no other end")?;
+    ensure!(remote.address == "127.0.0.1" && remote.port != 0, "{signal:#?}");
+    Ok(())
+}
+
+/// Where the file is.
+pub fn a_signal_says_where_the_file_is(node: &Node) -> Result<()> {
+    let container = node.container().start()?;
+    for (number, (script, places)) in [
+        ("/usr/bin/nc -h", &[][..]),
+        ("cp /usr/bin/nc.openbsd x; ./x -h", &["temporary_directory", "upper_layer"][..]),
+        ("cp /usr/bin/nc.openbsd /tmp/x; /tmp/x -h", &["writable_directory", "temporary_directory", "upper_layer"][..]),
+        ("/opt/evade memfd /usr/bin/nc.openbsd -h", &["memfd"][..]),
+        ("/opt/evade deleted /usr/bin/nc.openbsd -h", &["temporary_directory", "upper_layer", "deleted"][..]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        container.exec(&["sh", "-c", &format!("mkdir {0}; cd {0}; {script}", directory(number))])?;
+        container.exec(&["sh", "-c", LAST.0])?;
+        let signals = node.signals_until(container.id(), LAST.1)?;
+        let found = signals_in(&signals, number);
+        let process = found.first().and_then(|signal| signal.process.as_ref()).context("no signal")?;
+        ensure!(process.places == places, "{script}: {process:#?}");
+    }
+    Ok(())
+}
