@@ -43,6 +43,7 @@ Command
                 (read before the exec was final: another thread could have changed it)
   path given    /tmp/nc
   file          /usr/bin/nc.openbsd
+  where         temporary_directory, upper_layer
 
 Lineage
   apache2 -DFOREGROUND  [pid 1001, uid 33]
@@ -54,6 +55,7 @@ Lineage
 
 Recognised by
   how           resolved_name, invoked_name
+  connected to  203.0.113.7 port 4444
   invoked name  nc
 
 Verdict

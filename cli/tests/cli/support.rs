@@ -242,6 +242,7 @@ pub fn signal(id: u64) -> Signal {
             argv_unconfirmed: true,
             cwd: "/tmp".into(),
             start_time: Some(time(-1)),
+            places: vec![Place::TemporaryDirectory.into(), Place::UpperLayer.into()],
             ..Process::default()
         }),
         lineage: vec![
@@ -253,6 +254,7 @@ pub fn signal(id: u64) -> Signal {
         policy: "default".into(),
         backend: Backend::Lsm.into(),
         message: "nc was executed and blocked".into(),
+        remote: Some(Endpoint { address: "203.0.113.7".into(), port: 4444 }),
         ..Signal::default()
     }
 }

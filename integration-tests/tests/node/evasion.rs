@@ -205,6 +205,8 @@ pub fn every_way_ends_as_the_matrix_says(node: &Node) -> Result<()> {
     let seen = node.signals_until(detect.id(), LAST.1)?;
     let prevented = node.signals_until(enforce.id(), LAST.1)?;
     let mut worse = Vec::new();
+    // The line was begun by the test's name.
+    println!();
     for (number, way) in WAYS.iter().enumerate() {
         let (seen, prevented) = (signals_in(&seen, number), signals_in(&prevented, number));
         let outputs = ran.get(number).zip(stopped.get(number)).context("an outcome is missing")?;
