@@ -139,6 +139,23 @@ impl Node {
         Ok(Self { containerd, agent, paths, _bpffs: bpffs, directory, setup: setup.clone(), backend: set.backend })
     }
 
+    /// Puts another policy in force, until what is returned is dropped.
+    pub fn policy(&self, text: &str) -> Result<OtherPolicy<'_>> {
+        let other = OtherPolicy { node: self, file: self.paths.policy_dir().join("other.yaml") };
+        fs::write(&other.file, text)?;
+        let before = self.policy_set()?.default_policy.name;
+        self.reload()?;
+        eventually(|| {
+            ensure!(self.policy_set()?.default_policy.name != before, "the policy is not in force");
+            Ok(())
+        })?;
+        Ok(other)
+    }
+
+    fn reload(&self) -> Result<()> {
+        self.agent().as_ref().context("no agent")?.signal(rustix::process::Signal::HUP)
+    }
+
     /// What the environment says about this run.
     pub fn setup(&self) -> &Setup {
         &self.setup
@@ -286,6 +303,28 @@ fn names(directory: &Path) -> Result<Vec<String>> {
         .collect::<Result<_, _>>()?;
     names.sort_unstable();
     Ok(names)
+}
+
+/// A policy other than the shipped one. When it is dropped, that is in force again.
+pub struct OtherPolicy<'a> {
+    node: &'a Node,
+    file: PathBuf,
+}
+
+impl Drop for OtherPolicy<'_> {
+    fn drop(&mut self) {
+        let shipped = || self.node.policy_set().map(|set| set.default_policy.name == "default");
+        let restored =
+            fs::remove_file(&self.file).map_err(Into::into).and_then(|()| self.node.reload()).and_then(|()| {
+                eventually(|| {
+                    ensure!(shipped()?, "the shipped policy is not in force again");
+                    Ok(())
+                })
+            });
+        if let Err(error) = restored {
+            eprintln!("taking {} away: {error:#}", self.file.display());
+        }
+    }
 }
 
 /// Puts a file back when dropped.

@@ -106,8 +106,10 @@ const WAYS: [Way; 34] = [
         r"printf '#!/usr/bin/nc.openbsd -h\n' >x; chmod +x x; ./x",
     ),
     nc("innocent script that calls it", "resolved_name", r"printf '#!/bin/sh\nnc -h\n' >x; chmod +x x; ./x"),
+    // The registers lead to the script's argv; the interpreter's is seen once the exec is final.
     Way {
         ran: "nc: bad address './x'",
+        lsm: End::Sigkill,
         ..nc("#! script for busybox", "applet", r"printf '#!/bin/busybox nc\n' >x; chmod +x x; ./x")
     },
     applet("env in front", "applet", "env nc -h"),
@@ -119,6 +121,19 @@ const WAYS: [Way; 34] = [
         ran: "hello",
         ..nc("shell with a socket as standard input", "stdio", "/opt/evade socket /usr/bin/dash -c 'echo hello'")
     },
+];
+
+/// Those that need more rights than a container has by default.
+const PRIVILEGED_WAYS: [Way; 3] = [
+    nc("mount namespace of its own", "resolved_name", "busybox unshare -m /usr/bin/nc -h"),
+    nc("pid namespace of its own", "resolved_name", "busybox unshare -mpf /usr/bin/nc -h"),
+    nc(
+        "child cgroup",
+        "resolved_name",
+        "mkdir c; busybox mount -t cgroup2 none c || exit
+         d=c$(sed -n s/^0:://p /proc/self/cgroup)/child; mkdir $d || exit
+         sh -c \"echo 0 >$d/cgroup.procs; /usr/bin/nc -h\"; rmdir $d; busybox umount c",
+    ),
 ];
 
 /// What stays silent, although it looks alike.
@@ -195,37 +210,88 @@ impl Way {
     }
 }
 
-/// Every way, in both modes.
-pub fn every_way_ends_as_the_matrix_says(node: &Node) -> Result<()> {
-    let scripts = || WAYS.iter().map(|way| way.script);
-    let detect = node.container().start()?;
+/// Tries ways in both modes.
+fn end_as_expected(node: &Node, ways: &[Way], options: &[&'static str]) -> Result<()> {
+    let scripts = || ways.iter().map(|way| way.script);
+    let builder = || options.iter().fold(node.container(), |builder, option| builder.option(option));
+    let detect = builder().start()?;
     let ran = run(&detect, scripts())?;
-    let enforce = node.container().mode("enforce").start()?;
+    let enforce = builder().mode("enforce").start()?;
     let stopped = run(&enforce, scripts())?;
     let seen = node.signals_until(detect.id(), LAST.1)?;
     let prevented = node.signals_until(enforce.id(), LAST.1)?;
     let mut worse = Vec::new();
     // The line was begun by the test's name.
     println!();
-    for (number, way) in WAYS.iter().enumerate() {
+    for (number, way) in ways.iter().enumerate() {
         let (seen, prevented) = (signals_in(&seen, number), signals_in(&prevented, number));
         let outputs = ran.get(number).zip(stopped.get(number)).context("an outcome is missing")?;
         match way.ends((&seen, outputs.0), (&prevented, outputs.1)) {
             Ok(end) => {
                 println!("matrix\t{}\t{}", way.name, end.word());
-                if end != way.expected(node.backend()) {
-                    worse.push(format!(
-                        "{}: {} instead of {}",
-                        way.name,
-                        end.word(),
-                        way.expected(node.backend()).word()
-                    ));
+                let expected = way.expected(node.backend());
+                if end != expected {
+                    worse.push(format!("{}: {} instead of {}", way.name, end.word(), expected.word()));
                 }
             }
             Err(error) => worse.push(format!("{}: {error:#}", way.name)),
         }
     }
     ensure!(worse.is_empty(), "{}", worse.join("\n"));
+    Ok(())
+}
+
+/// Every way that an ordinary container offers.
+pub fn every_way_ends_as_the_matrix_says(node: &Node) -> Result<()> {
+    end_as_expected(node, &WAYS, &[])
+}
+
+/// Those of a privileged one.
+pub fn every_privileged_way_ends_as_the_matrix_says(node: &Node) -> Result<()> {
+    end_as_expected(node, &PRIVILEGED_WAYS, &["--privileged"])
+}
+
+/// Ten tools of the catalogue, and nothing but their names was needed.
+pub fn ten_tools_give_ten_signals(node: &Node) -> Result<()> {
+    const TOOLS: [(&str, &str, &str); 10] = [
+        ("nc -h", "nc", "netcat"),
+        ("nslookup -version", "nslookup", "dns"),
+        ("dig -v", "dig", "dns"),
+        ("host -V", "host", "dns"),
+        ("curl --version", "curl", "http"),
+        ("wget --help", "wget", "http"),
+        ("tftp --help", "tftp", "file-transfer"),
+        ("telnet --help", "telnet", "remote-shell"),
+        ("traceroute --help", "traceroute", "diagnostics"),
+        ("ping --help", "ping", "diagnostics"),
+    ];
+    let container = node.container().start()?;
+    container.shell(&TOOLS.map(|(line, ..)| line))?;
+    let signals = node.signals_until(container.id(), "ping")?;
+    let found = signals.iter().filter_map(|signal| Some((signal.tool(), signal.tool.as_ref()?.category.as_str())));
+    ensure!(found.eq(TOOLS.map(|(_, tool, category)| (tool, category))), "{signals:#?}");
+    Ok(())
+}
+
+/// A policy may ask for a signal on every program from outside the image.
+pub fn what_was_dropped_is_found_where_asked_for(node: &Node) -> Result<()> {
+    let _policy = node.policy(
+        "apiVersion: portcullis.dev/v1\nkind: NetworkUtilityPolicy\nmetadata:\n  name: dropped\nspec:\n  mode: detect\n  rules:\n\
+         \x20 - tools: [dropped_executable]\n    action: block\n  - categories: [dns]\n    action: alert\n",
+    )?;
+    let container = node.container().mode("enforce").start()?;
+    let lines = [
+        "cp /usr/bin/true /tmp/t && /tmp/t",
+        "cp /opt/evade /tmp/e; /opt/evade memfd /tmp/e x",
+        "/usr/bin/true",
+        LAST.0,
+    ];
+    let outcomes = container.shell(&lines)?;
+    let signals = node.signals_until(container.id(), LAST.1)?;
+    let found: Vec<_> = signals.iter().map(|signal| (signal.rule.as_str(), signal.severity.as_str())).collect();
+    let dropped = ("dropped_executable", "low");
+    ensure!(found == [dropped, dropped, ("net_util_in_container", "medium")], "{signals:#?} {outcomes:?}");
+    ensure!(outcomes.iter().map(|outcome| outcome.status == 0).eq([false, false, true, true]), "{outcomes:?}");
     Ok(())
 }
 

@@ -315,7 +315,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 19] = [
+const TESTS: [Test; 22] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -331,6 +331,9 @@ const TESTS: [Test; 19] = [
     ("bad_input_changes_nothing", bad_input_changes_nothing),
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),
     ("every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
+    ("every_privileged_way_ends_as_the_matrix_says", evasion::every_privileged_way_ends_as_the_matrix_says),
+    ("ten_tools_give_ten_signals", evasion::ten_tools_give_ten_signals),
+    ("what_was_dropped_is_found_where_asked_for", evasion::what_was_dropped_is_found_where_asked_for),
     ("what_looks_alike_stays_silent", evasion::what_looks_alike_stays_silent),
     ("an_argument_that_changes_deceives_nobody", evasion::an_argument_that_changes_deceives_nobody),
     ("a_reverse_shell_tells_its_other_end", evasion::a_reverse_shell_tells_its_other_end),
