@@ -87,12 +87,15 @@ impl Contents {
     pub fn forget_unused(&mut self, pins: &Pins) -> Result<usize, GuardError> {
         let keys: Vec<FingerprintKey> = self.fingerprints.keys().collect::<Result<_, _>>().map_err(fail)?;
         let used = scopes_in_use(pins)?;
-        let mut stale = HashSet::new();
-        for key in keys.iter().filter(|key| key.scope != 0 && key.fingerprint == 0 && !used.contains(&key.scope)) {
-            let Ok(mark) = self.fingerprints.get(key, 0) else { continue };
-            if now().saturating_sub(mark.kind) > KEPT_SECONDS {
-                self.remove(key)?;
-                stale.insert(key.scope);
+        let mut stale: HashSet<u64> = keys.iter().map(|key| key.scope).collect();
+        stale.retain(|scope| *scope != 0 && !used.contains(scope));
+        for scope in stale.clone() {
+            // Without a mark it was never completed.
+            let Ok(last) = self.fingerprints.get(&mark(scope), 0) else { continue };
+            if now().saturating_sub(last.kind) > KEPT_SECONDS {
+                self.remove(&mark(scope))?;
+            } else {
+                stale.remove(&scope);
             }
         }
         if stale.is_empty() {

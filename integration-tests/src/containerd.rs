@@ -114,7 +114,7 @@ impl Containerd {
     pub fn container(&self) -> Builder<'_> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let id = format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        Builder { containerd: self, id, runtime: RUNTIME, annotations: Vec::new(), options: Vec::new() }
+        Builder { containerd: self, id, runtime: RUNTIME, annotations: Vec::new(), options: Vec::new(), rootfs: None }
     }
 
     /// Pids of all shims that were started for it, ours and the stock ones behind them.
@@ -232,6 +232,7 @@ pub struct Builder<'a> {
     runtime: &'a str,
     annotations: Vec<String>,
     options: Vec<&'a str>,
+    rootfs: Option<PathBuf>,
 }
 
 impl<'a> Builder<'a> {
@@ -260,6 +261,13 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// A directory as root file system instead of the image.
+    #[must_use]
+    pub fn rootfs(mut self, directory: &Path) -> Self {
+        self.rootfs = Some(directory.to_owned());
+        self
+    }
+
     /// Another option of `ctr run`.
     #[must_use]
     pub fn option(mut self, option: &'a str) -> Self {
@@ -273,7 +281,11 @@ impl<'a> Builder<'a> {
         for annotation in &self.annotations {
             command.args(["--annotation", annotation]);
         }
-        command.args([IMAGE, &self.id]).args(arguments);
+        match &self.rootfs {
+            Some(directory) => command.arg("--rootfs").arg(directory),
+            None => command.arg(IMAGE),
+        };
+        command.arg(&self.id).args(arguments);
         command
     }
 

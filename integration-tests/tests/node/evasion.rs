@@ -1,9 +1,16 @@
 //! Ways to execute a tool without looking like it. Each is tried in detect and in enforce mode, and what came of it is a cell
 //! of docs/evasion-matrix.md, which scripts/test makes of the lines that are printed here.
 
+use std::{fs, os::unix::fs::symlink};
+
 use anyhow::{Context, Result, ensure};
-use portcullis_integration_tests::{containerd::Container, node::Node, signals::Signal};
+use portcullis_integration_tests::{
+    containerd::Container,
+    node::{Node, find_program},
+    signals::Signal,
+};
 use portcullis_policy::policyset::Backend;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
 use crate::LAST;
 
@@ -305,6 +312,40 @@ pub fn what_looks_alike_stays_silent(node: &Node) -> Result<()> {
         ensure!(found.is_empty(), "{script}: {found:#?} {:?}", outcomes.get(number));
     }
     ensure!(signals.len() == 1, "{signals:#?}");
+    Ok(())
+}
+
+/// An image whose innocent programs are called like tools, and that holds whatever could make a look at it fail or wait, harms
+/// nobody but itself.
+pub fn a_hostile_image_harms_only_itself(node: &Node) -> Result<()> {
+    let scratch = node.scratch()?;
+    let root = scratch.path().join("rootfs");
+    let bin = root.join("bin");
+    fs::create_dir_all(&bin)?;
+    for directory in ["proc", "dev", "sys", "run", "tmp", "usr/bin"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    // busybox, but it says that it is nc.
+    fs::copy(find_program("busybox").context("busybox is missing")?, bin.join("nc"))?;
+    symlink("nc", bin.join("sleep"))?;
+    symlink("nc", bin.join("true"))?;
+    symlink("../../../../../../../../bin/busybox", bin.join("busybox"))?;
+    symlink("/proc/1/root/bin/sh", bin.join("sh"))?;
+    symlink("curl", bin.join("curl"))?;
+    mknodat(CWD, bin.join("dig"), FileType::Fifo, Mode::RWXU, 0)?;
+    mknodat(CWD, bin.join("host"), FileType::CharacterDevice, Mode::RWXU, makedev(1, 3))?;
+    fs::create_dir(bin.join("wget"))?;
+    for number in 0..1000 {
+        symlink("nc", root.join(format!("usr/bin/l{number}")))?;
+    }
+    let hostile = node.container().rootfs(&root).option("--env").option("PATH=/bin").start()?;
+    let copy = node.container().mode("enforce").start()?;
+    let outcomes = copy.shell(&["busybox true", "cp /usr/bin/busybox /tmp/b; /opt/evade as true /tmp/b", LAST.0])?;
+    ensure!(outcomes.iter().take(2).all(|outcome| outcome.status == 0), "{outcomes:?}");
+    ensure!(node.signals_until(copy.id(), LAST.1)?.len() == 1, "a signal in another image's container");
+    hostile.exec(&["true"])?;
+    let signals = node.signals_until(hostile.id(), "nc")?;
+    ensure!(!signals.is_empty(), "its own programs are not what they are called");
     Ok(())
 }
 

@@ -315,7 +315,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 22] = [
+const TESTS: [Test; 23] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -335,6 +335,7 @@ const TESTS: [Test; 22] = [
     ("ten_tools_give_ten_signals", evasion::ten_tools_give_ten_signals),
     ("what_was_dropped_is_found_where_asked_for", evasion::what_was_dropped_is_found_where_asked_for),
     ("what_looks_alike_stays_silent", evasion::what_looks_alike_stays_silent),
+    ("a_hostile_image_harms_only_itself", evasion::a_hostile_image_harms_only_itself),
     ("an_argument_that_changes_deceives_nobody", evasion::an_argument_that_changes_deceives_nobody),
     ("a_reverse_shell_tells_its_other_end", evasion::a_reverse_shell_tells_its_other_end),
     ("a_signal_says_where_the_file_is", evasion::a_signal_says_where_the_file_is),
