@@ -160,7 +160,8 @@ static long command_step(u32 index, struct command_cursor *c)
 	}
 	is_option = (name[0] & 0xffff) == 0x2d2d; /* "--" */
 	c->option = 0;
-	if (c->reader == KIND_LOADER && is_option && !value_of) {
+	/* argv[0] is no option, whatever it looks like. */
+	if (c->reader == KIND_LOADER && index > 0 && is_option && !value_of) {
 		enum loader_option *followed = bpf_map_lookup_elem(&loader_options, &base.key);
 
 		if (followed)

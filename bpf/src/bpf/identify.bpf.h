@@ -71,12 +71,12 @@ static __always_inline void consider_content(struct execution *exec)
  * enough for an early EPERM, as the second look comes once the exec is final. For a script's interpreter they lead to the
  * script's argv, which says nothing of the interpreter's.
  */
-static __always_inline void consider_command(struct execution *exec)
+static __always_inline void consider_command(struct execution *exec, enum kind reader)
 {
 	struct linux_binprm *bprm = (void *)exec->bprm;
 	struct command_cursor cursor = {
 		.args = { .strings = exec->argv },
-		.reader = exec->match.kinds & KIND_MULTICALL ? KIND_MULTICALL : KIND_LOADER,
+		.reader = reader,
 	};
 	u32 argc = exec->argc;
 	enum identified_by by;
@@ -106,8 +106,14 @@ __attribute__((noinline)) int identify(struct execution *exec)
 	consider_identity(match, policy, identity_by_resolved_name(exec->file), BY_RESOLVED_NAME);
 	consider_content(exec);
 	consider_identity(match, policy, identity_by_invoked_name(exec->filename), BY_INVOKED_NAME);
-	if (match->kinds & (KIND_MULTICALL | KIND_LOADER))
-		consider_command(exec);
+	/*
+	 * Both, where it is called like the one and is the other: its name must not decide how its arguments are read. A loop,
+	 * so that there is one cursor on the stack, of which older kernels allow 512 bytes for the whole chain of calls.
+	 */
+#pragma clang loop unroll(disable)
+	for (enum kind reader = KIND_MULTICALL; reader <= KIND_LOADER; reader <<= 1)
+		if (match->kinds & reader)
+			consider_command(exec, reader);
 	match->place = place_of(exec->file);
 	if (match->kinds & (KIND_SHELL | KIND_INTERPRETER) && stdio_is_internet_socket(&match->remote))
 		consider(match, policy, REVERSE_SHELL, BY_STDIO);

@@ -64,7 +64,7 @@ const fn applet(name: &'static str, by: &'static str, script: &'static str) -> W
     Way { ran: BUSYBOX_NC, ..nc(name, by, script) }
 }
 
-const WAYS: [Way; 34] = [
+const WAYS: [Way; 37] = [
     nc("the tool itself", "resolved_name", "/usr/bin/nc -h"),
     nc("symbolic link", "resolved_name", "/opt/links/report -h"),
     nc("hard link", "fingerprint", "ln /usr/bin/nc.openbsd x; ./x -h"),
@@ -97,6 +97,17 @@ const WAYS: [Way; 34] = [
         "loader",
         "/lib64/ld-linux-x86-64.so.2 --inhibit-cache --library-path /usr/lib:/lib --argv0 x /usr/bin/nc.openbsd -h",
     ),
+    nc(
+        "dynamic loader with an option as argv[0]",
+        "loader",
+        "/opt/evade as --library-path /lib64/ld-linux-x86-64.so.2 /usr/bin/nc.openbsd -h",
+    ),
+    nc(
+        "dynamic loader called busybox",
+        "loader",
+        "ln -s /lib64/ld-linux-x86-64.so.2 busybox; /opt/evade as x ./busybox /usr/bin/nc.openbsd -h",
+    ),
+    applet("busybox called ld.so", "applet", "ln -s /usr/bin/busybox ld.so; /opt/evade as nc ./ld.so"),
     nc("copy of the dynamic loader", "loader", "cp /lib64/ld-linux-x86-64.so.2 x; ./x /usr/bin/nc.openbsd -h"),
     Way {
         tracepoint: End::Missed,
