@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
 use portcullis_bpf::{Backend, contents::Contents, pins::Pins, probe};
-use portcullis_policy::{catalog::Catalog, policyset};
+use portcullis_policy::policyset;
 use portcullis_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    additions,
     api::{self, NodeFacts, PolicyState, Sources},
     clock,
     config::Config,
@@ -27,7 +28,7 @@ use crate::{
     records::RecordDirectory,
     signal,
     store::{self, Command, Limits},
-    tools::Tools,
+    tools::{Known, Tools},
 };
 
 /// Signals between the events' thread and the stage behind it; a decoded one takes up to 100 kB.
@@ -39,7 +40,7 @@ const EXPIRE_INTERVAL: Duration = Duration::from_secs(600);
 /// How long the parts may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Configuration and policy, checked.
+/// Configuration, catalogue and policy, checked.
 pub struct Prepared {
     config: Config,
     tools: Tools,
@@ -49,9 +50,9 @@ pub struct Prepared {
 
 /// Reads and checks everything that people write. Changes nothing.
 pub fn prepare(config: Config) -> anyhow::Result<Prepared> {
-    let catalog = Catalog::shipped().context("the shipped catalogue")?;
-    let tools = Tools::new(catalog);
-    let policy = policies::load(&config.policy_dir, tools.catalog())?;
+    let catalog = additions::load(&config.catalog_dir)?;
+    let policy = policies::load(&config.policy_dir, &catalog)?;
+    let tools = Tools::new(catalog, policy.severities.clone());
     let socket_group = config.socket.group.as_deref().map(api::socket::group_id).transpose()?;
     Ok(Prepared { config, tools, policy, socket_group })
 }
@@ -96,7 +97,6 @@ impl App {
         let policy_state = PolicyState::default();
         let directory = RecordDirectory::create(&config.run_dir)
             .with_context(|| format!("creating the container records below {}", config.run_dir.display()))?;
-        tools.set_severities(policy.severities.clone());
         put_in_force(&config, backend, &pins, &policy, &policy_state)?;
 
         let containers = Containers::default();
@@ -161,19 +161,24 @@ impl App {
         })
     }
 
-    /// Reads the policy again; a broken one leaves the old one in force.
+    /// Reads catalogue and policy again; if one is broken, the old ones stay in force.
     pub fn reload(&self) {
         if let Err(error) = self.try_reload() {
             let error = format!("{error:#}");
-            tracing::error!(error, "the policy could not be reloaded; the former one stays in force");
+            tracing::error!(error, "catalogue and policy could not be reloaded; the former ones stay in force");
             self.policy.set_error(error);
         }
     }
 
     fn try_reload(&self) -> anyhow::Result<()> {
-        let policy = policies::load(&self.config.policy_dir, self.tools.catalog())?;
-        self.kernel.replace(&policy).context("filling the kernel's tables")?;
-        self.tools.set_severities(policy.severities.clone());
+        let catalog = additions::load(&self.config.catalog_dir)?;
+        let policy = policies::load(&self.config.policy_dir, &catalog)?;
+        // Before the tables: an event about a new tool may come at once.
+        let former = self.tools.replace(Known { catalog, severities: policy.severities.clone() });
+        if let Err(error) = self.kernel.replace(&policy) {
+            self.tools.replace(former);
+            return Err(error).context("filling the kernel's tables");
+        }
         put_in_force(&self.config, self.backend, &self.pins, &policy, &self.policy)
     }
 

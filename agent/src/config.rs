@@ -24,6 +24,8 @@ pub struct Config {
     pub state_dir: AbsolutePath,
     /// The operator's policies.
     pub policy_dir: AbsolutePath,
+    /// What the operator adds to the catalogue.
+    pub catalog_dir: AbsolutePath,
     /// Which backend.
     pub backend: BackendChoice,
     /// See [`Socket`].
@@ -146,6 +148,7 @@ impl Default for Config {
             bpffs_root: AbsolutePath("/sys/fs/bpf/portcullis".into()),
             state_dir: AbsolutePath("/var/lib/portcullis".into()),
             policy_dir: AbsolutePath("/etc/portcullis/policies".into()),
+            catalog_dir: AbsolutePath("/etc/portcullis/catalog.d".into()),
             backend: BackendChoice::Auto,
             socket: Socket::default(),
             shim: Shim::default(),
@@ -245,7 +248,7 @@ mod tests {
 
     #[test]
     fn shipped_file_names_every_key() {
-        for key in ["run_dir", "bpffs_root", "state_dir", "policy_dir", "backend", "inner", "format"]
+        for key in ["run_dir", "bpffs_root", "state_dir", "policy_dir", "catalog_dir", "backend", "inner", "format"]
             .into_iter()
             .chain(["# group", "max_age_days", "max_size_mb"])
         {

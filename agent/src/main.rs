@@ -3,7 +3,7 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`config`], [`policies`] | what people write, checked before anything is touched |
+//! | [`config`], [`policies`], [`additions`], [`files`] | what people write, checked before anything is touched |
 //! | [`app`] | composition, start and end |
 //! | [`kernel`], [`publish`], [`lock`] | the node's state: tables, policy set, one agent at a time |
 //! | [`events`], [`records`], [`containers`] | from the ring buffer and the shims' records to signals |
@@ -14,6 +14,7 @@
 //! | [`counters`] | everything that was dropped or refused |
 #![forbid(unsafe_code)]
 
+mod additions;
 mod api;
 mod app;
 mod clock;
@@ -21,6 +22,7 @@ mod config;
 mod containers;
 mod counters;
 mod events;
+mod files;
 mod image;
 mod kernel;
 mod lock;
@@ -54,7 +56,7 @@ struct Arguments {
     /// Configuration file [default: /etc/portcullis/portcullis.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check configuration and policy, and exit
+    /// Check configuration, catalogue and policy, and exit
     #[arg(long)]
     check_config: bool,
 }

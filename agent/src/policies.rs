@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +15,8 @@ use portcullis_policy::{
     policyset::PolicyEntry,
     source::{Action, SHIPPED_DEFAULT, SourceError, parse},
 };
+
+use crate::files::{self, ReadError};
 
 /// The kernel's id of the one policy.
 const POLICY_ID: u32 = 1;
@@ -39,13 +40,8 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// Directory or file could not be read.
-    #[error("reading {}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// More than one.
     #[error(
         "{} holds {} policies ({}), but one is supported: move the others elsewhere",
@@ -70,13 +66,12 @@ pub enum PolicyError {
 
 /// The policy of a directory, or the shipped one.
 pub fn load(directory: &Path, catalog: &Catalog) -> Result<Loaded, PolicyError> {
-    let files = policy_files(directory)?;
+    let files = files::names(directory, &["yaml", "yml"])?;
     let (source, text) = match files.as_slice() {
         [] => ("shipped default".to_owned(), SHIPPED_DEFAULT.to_owned()),
         [file] => {
             let path = directory.join(file);
-            let text = fs::read_to_string(&path).map_err(|source| PolicyError::Read { path: path.clone(), source })?;
-            (path.display().to_string(), text)
+            (path.display().to_string(), files::read(&path)?)
         }
         _ => return Err(PolicyError::Several { directory: directory.to_owned(), files }),
     };
@@ -103,6 +98,10 @@ fn known(catalog: &Catalog) -> Result<Content, PolicyError> {
             .names()
             .map(|name| Ok((key(name.name)?, Identity { id: name.kernel_id, kind: kernel_kind(name.kind) as u32 })))
             .collect::<Result<_, PolicyError>>()?,
+        fingerprints: catalog
+            .fingerprints()
+            .map(|known| (known.value, Identity { id: known.kernel_id, kind: kernel_kind(known.kind) as u32 }))
+            .collect(),
         loader_options: value
             .chain(argv0)
             .map(|(name, option)| Ok((key(name)?, option)))
@@ -130,28 +129,10 @@ fn kernel_action(action: Action) -> abi::Action {
     }
 }
 
-/// The names of the policy files, sorted. Names with a leading dot are editors' and Kubernetes's own.
-fn policy_files(directory: &Path) -> Result<Vec<String>, PolicyError> {
-    let fail = |source| PolicyError::Read { path: directory.to_owned(), source };
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(fail(error)),
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(fail)?.file_name().to_string_lossy().into_owned();
-        let is_yaml = Path::new(&name).extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-        if is_yaml && !name.starts_with('.') {
-            files.push(name);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -180,6 +161,19 @@ mod tests {
         let content = known(&catalog).unwrap();
         assert_eq!(content.names.len(), catalog.names().count());
         assert_eq!(content.multicall_prefixes.len(), 2);
+    }
+
+    #[test]
+    fn contents_reach_the_kernel_as_what_they_are() {
+        let text = "[[fingerprint]]\ntool = 'nc'\nvalue = '0123456789abcdef'\n[[fingerprint]]\nruns = 'shell'\nvalue = '00000000000000ff'";
+        let catalog = Catalog::shipped().unwrap().with("c.toml", text).unwrap();
+        let nc = catalog.names().find(|known| known.name == "nc").unwrap().kernel_id;
+        let content = known(&catalog).unwrap();
+        let kind_of = |value| content.fingerprints.iter().find(|(known, _)| *known == value).map(|(_, what)| what.kind);
+        assert!(
+            content.fingerprints.contains(&(0x0123_4567_89ab_cdef, Identity { id: nc, kind: abi::Kind::Tool as u32 }))
+        );
+        assert_eq!(kind_of(0xff), Some(abi::Kind::Shell as u32));
     }
 
     #[test]

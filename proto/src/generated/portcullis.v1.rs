@@ -320,7 +320,7 @@ pub struct GetStatusResponse {
     /// Named counters of everything that was dropped, fell back or was refused; all zero on a healthy node.
     #[prost(map = "string, uint64", tag = "13")]
     pub losses: ::std::collections::HashMap<::prost::alloc::string::String, u64>,
-    /// Set when the newest policy file could not be used and an older set is in force.
+    /// Set when the newest policy or catalogue files could not be used and older ones are in force.
     #[prost(string, tag = "14")]
     pub policy_error: ::prost::alloc::string::String,
 }
