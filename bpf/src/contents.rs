@@ -70,11 +70,19 @@ impl Contents {
         }
     }
 
-    /// Makes contents stand for something in all containers of a scope.
+    /// Makes contents, and no others, stand for something in all containers of a scope.
     pub fn learn(&mut self, scope: u64, catalog: u32, contents: &[(u64, Identity)]) -> Result<(), GuardError> {
         for (fingerprint, identity) in contents {
             let key = FingerprintKey { fingerprint: *fingerprint, scope };
             self.fingerprints.insert(key, identity, 0).map_err(fail)?;
+        }
+        // Learnt before, by another catalogue. A look through the whole table, but a rare one.
+        if self.fingerprints.get(&mark(scope), 0).is_ok() {
+            let wanted: HashSet<u64> = contents.iter().map(|(fingerprint, _)| *fingerprint).collect();
+            let keys: Vec<FingerprintKey> = self.fingerprints.keys().collect::<Result<_, _>>().map_err(fail)?;
+            for key in keys.iter().filter(|key| key.scope == scope && !wanted.contains(&key.fingerprint)) {
+                self.remove(key)?;
+            }
         }
         // Last: a scope with a mark is complete.
         self.fingerprints.insert(mark(scope), Identity { id: catalog, kind: now() }, 0).map_err(fail)
