@@ -3,14 +3,14 @@
 //! Each scope has a mark, the entry of fingerprint 0, which no file has: by which catalogue the scope was learnt, and when
 //! it was used last. It is what makes the second container of an image cost one look, and what tells the agent what may go.
 
-use std::{collections::HashSet, io};
+use std::collections::{self, HashSet};
 
 use aya::maps::{HashMap, MapData, MapError};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
-    abi::{Container, FingerprintKey, Identity},
-    guard::{GuardError, open_hash},
+    abi::{Container, FingerprintKey, Identity, NameKey},
+    guard::{GuardError, is_missing, open_hash, remove},
     pins::Pins,
 };
 
@@ -40,12 +40,10 @@ fn fail(source: MapError) -> GuardError {
     GuardError::Map { name: MAP, source }
 }
 
-fn is_missing(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound => true,
-        MapError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::NotFound,
-        _ => false,
-    }
+/// Every name that stands for something, with what it stands for.
+pub fn names(pins: &Pins) -> Result<collections::HashMap<NameKey, Identity>, GuardError> {
+    let names: HashMap<_, NameKey, Identity> = open_hash(pins, "names")?;
+    names.iter().collect::<Result<_, _>>().map_err(|source| GuardError::Map { name: "names", source })
 }
 
 impl Contents {
@@ -81,7 +79,7 @@ impl Contents {
             let wanted: HashSet<u64> = contents.iter().map(|(fingerprint, _)| *fingerprint).collect();
             let keys: Vec<FingerprintKey> = self.fingerprints.keys().collect::<Result<_, _>>().map_err(fail)?;
             for key in keys.iter().filter(|key| key.scope == scope && !wanted.contains(&key.fingerprint)) {
-                self.remove(key)?;
+                remove(&mut self.fingerprints, MAP, key)?;
             }
         }
         // Last: a scope with a mark is complete.
@@ -101,7 +99,7 @@ impl Contents {
             // Without a mark it was never completed.
             let Ok(last) = self.fingerprints.get(&mark(scope), 0) else { continue };
             if now().saturating_sub(last.kind) > KEPT_SECONDS {
-                self.remove(&mark(scope))?;
+                remove(&mut self.fingerprints, MAP, &mark(scope))?;
             } else {
                 stale.remove(&scope);
             }
@@ -112,16 +110,9 @@ impl Contents {
         let used = scopes_in_use(pins)?;
         stale.retain(|scope| !used.contains(scope));
         for key in keys.iter().filter(|key| stale.contains(&key.scope)) {
-            self.remove(key)?;
+            remove(&mut self.fingerprints, MAP, key)?;
         }
         Ok(stale.len())
-    }
-
-    fn remove(&mut self, key: &FingerprintKey) -> Result<(), GuardError> {
-        match self.fingerprints.remove(key) {
-            Err(error) if !is_missing(&error) => Err(fail(error)),
-            _ => Ok(()),
-        }
     }
 }
 

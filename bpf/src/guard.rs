@@ -13,7 +13,7 @@ use aya::{
 
 use crate::{
     Backend,
-    abi::{Container, ContainerStats, Identity, NameKey},
+    abi::{Container, ContainerStats},
     cgroup::Cgroup,
     pins::{LSM_PROGRAMS, Pins},
 };
@@ -142,12 +142,6 @@ impl Guard {
         Ok(())
     }
 
-    /// Every name that stands for something, with what it stands for.
-    pub fn names(&self) -> Result<std::collections::HashMap<NameKey, Identity>, GuardError> {
-        let names: HashMap<_, NameKey, Identity> = open_hash(&self.pins, "names")?;
-        names.iter().collect::<Result<_, _>>().map_err(|source| GuardError::Map { name: "names", source })
-    }
-
     /// What the kernel counted for a container, if it is in the table.
     pub fn stats(&self, cgroup_id: u64) -> Option<ContainerStats> {
         self.stats.get(&cgroup_id, 0).ok()
@@ -172,19 +166,28 @@ impl Guard {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(GuardError::Bpffs { path: directory, source }),
         }
-        remove(&mut self.containers, "containers", cgroup_id)?;
-        remove(&mut self.stats, "container_stats", cgroup_id)
+        remove(&mut self.containers, "containers", &cgroup_id)?;
+        remove(&mut self.stats, "container_stats", &cgroup_id)
     }
 }
 
-fn remove<V: aya::Pod>(
-    map: &mut HashMap<MapData, u64, V>,
+/// Whether an error only says that the key is not in the map.
+pub(crate) fn is_missing(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+/// Removes a key; one that is not there is no error.
+pub(crate) fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
     name: &'static str,
-    cgroup_id: u64,
+    key: &K,
 ) -> Result<(), GuardError> {
-    match map.remove(&cgroup_id) {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(GuardError::Map { name, source }),
+    match map.remove(key) {
+        Err(source) if !is_missing(&source) => Err(GuardError::Map { name, source }),
+        _ => Ok(()),
     }
 }

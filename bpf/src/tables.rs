@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, hash::Hash};
 
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 
 use crate::{
     abi::{Action, COUNTERS, FingerprintKey, Identity, LoaderOption, NameKey, NamePrefix, PREFIXES_MAX, RuleKey},
@@ -111,11 +111,7 @@ fn remove_others<K: aya::Pod + Eq + Hash, V: aya::Pod>(
     let wanted: HashSet<&K> = wanted.iter().map(|(key, _)| key).collect();
     let keys: Vec<K> = map.keys().collect::<Result<_, _>>().map_err(|source| GuardError::Map { name, source })?;
     for key in keys.iter().filter(|key| ours(key) && !wanted.contains(key)) {
-        match map.remove(key) {
-            // A shim may have removed it meanwhile.
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(source) => return Err(GuardError::Map { name, source }),
-        }
+        map.remove(key).map_err(|source| GuardError::Map { name, source })?;
     }
     Ok(())
 }

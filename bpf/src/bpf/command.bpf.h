@@ -16,7 +16,7 @@
 #define CHUNK NAME_LEN
 /* MAX_ARG_STRLEN: an argument has at most 32 pages. */
 #define ARG_LEN_MAX (32 * 4096)
-/* What bpf_loop can do; more arguments than fit into the largest stack. */
+/* More arguments than fit into the largest stack; bpf_loop can do eight times as many. */
 #define ARGS_SCANNED_MAX (1 << 20)
 
 /*
@@ -84,10 +84,9 @@ static long kernel_basename_step(u32 index, struct basename_cursor *c)
 
 /*
  * The name as comm has it, but whole. A path can be 4095 bytes long, an argument 128 KiB, and consist of slashes; looking
- * only at the beginning would be a way around us. The rest of the key's room is zeroes: keys are compared whole. Not
- * static, for the verifier's sake.
+ * only at the beginning would be a way around us. The rest of the key's room is zeroes: keys are compared whole.
  */
-__attribute__((noinline)) int read_user_basename(u64 string, struct basename *to)
+static __always_inline int read_basename(u64 string, struct basename *to, const bool user)
 {
 	struct basename_cursor cursor = { .string = string, .to = to };
 
@@ -95,25 +94,27 @@ __attribute__((noinline)) int read_user_basename(u64 string, struct basename *to
 		return 0;
 	to->offset = 0;
 	to->length = 0;
-	bpf_loop(ARG_LEN_MAX / (CHUNK - 1) + 1, user_basename_step, &cursor, 0);
+	if (user)
+		bpf_loop(ARG_LEN_MAX / (CHUNK - 1) + 1, user_basename_step, &cursor, 0);
+	else
+		bpf_loop(PATH_MAX / (CHUNK - 1) + 1, kernel_basename_step, &cursor, 0);
 	__builtin_memset(&to->key, 0, CHUNK);
-	bpf_probe_read_user_str(&to->key, NAME_LEN, (void *)(string + to->offset));
+	if (user)
+		bpf_probe_read_user_str(&to->key, NAME_LEN, (void *)(string + to->offset));
+	else
+		bpf_probe_read_kernel_str(&to->key, NAME_LEN, (void *)(string + to->offset));
 	return 0;
 }
 
-/* The same for a string of the kernel's. */
+/* Not static, for the verifier's sake: see after_last_slash. */
+__attribute__((noinline)) int read_user_basename(u64 string, struct basename *to)
+{
+	return read_basename(string, to, true);
+}
+
 __attribute__((noinline)) int read_kernel_basename(u64 string, struct basename *to)
 {
-	struct basename_cursor cursor = { .string = string, .to = to };
-
-	if (!to)
-		return 0;
-	to->offset = 0;
-	to->length = 0;
-	bpf_loop(PATH_MAX / (CHUNK - 1) + 1, kernel_basename_step, &cursor, 0);
-	__builtin_memset(&to->key, 0, CHUNK);
-	bpf_probe_read_kernel_str(&to->key, NAME_LEN, (void *)(string + to->offset));
-	return 0;
+	return read_basename(string, to, false);
 }
 
 struct command_cursor {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use portcullis_bpf::{
     Backend, abi,
     cgroup::Cgroup,
-    contents::Contents,
+    contents::{Contents, names},
     guard::{Guard, GuardError},
     pins::Pins,
 };
@@ -233,7 +233,7 @@ fn learn(subject: &Subject<'_>, set: &PolicySet, scope: u64) -> Result<()> {
     if known.knows(scope, set.catalog)? {
         return Ok(());
     }
-    let names = Guard::open(pins)?.names()?;
+    let names = names(&pins)?;
     known.learn(scope, set.catalog, &contents::of_container(subject.pid, &names)?)?;
     Ok(())
 }
