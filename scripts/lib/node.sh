@@ -6,6 +6,9 @@
 #   node_ctr ARGUMENT…         ctr for it
 #   node_portcullis ARGUMENT…  portcullis for it
 #
+#   node_in_machine BIN SCRIPT SECONDS VM_OPTION… -- ARGUMENT…
+#                              runs scripts/SCRIPT --inside ARGUMENT… in a virtual machine with kernel 6.12, BIN at /opt/portcullis
+#
 # PORTCULLIS_IMAGE: the image's archive, if it is there already. PORTCULLIS_CONTAINERD_ROOT: a containerd root that may have it.
 
 # shellcheck source=scripts/lib/containerd.sh
@@ -63,4 +66,17 @@ node_start() { # BIN
     containerd_start "$NODE" "${PORTCULLIS_CONTAINERD_ROOT:-$NODE/root}"
     node_ctr images list -q | grep -qxF "$IMAGE" ||
         node_ctr images import "${PORTCULLIS_IMAGE:-$("$REPO/scripts/lib/oci-image.sh")}" >/dev/null
+}
+
+node_in_machine() { # BIN SCRIPT SECONDS VM_OPTION… -- ARGUMENT…
+    local program script=$2 options=(--kernel 6.12 --timeout "$3")
+    for program in portcullis portcullisd containerd-shim-portcullis-v1; do
+        options+=(--add "$1/$program:/opt/portcullis/$program")
+    done
+    shift 3
+    while [[ $1 != -- ]]; do options+=("$1") && shift; done
+    shift
+    "$REPO/scripts/vm" "${options[@]}" --add "$REPO/scripts:/opt/node/scripts" --add "$(command -v bash):/bin/bash" -- \
+        /usr/bin/env PORTCULLIS_IMAGE=/vm/image.tar PORTCULLIS_CONTAINERD_ROOT=/var/lib/containerd \
+        "/opt/node/scripts/$script" --inside "$@"
 }
