@@ -44,6 +44,11 @@ impl Paths {
         self.directory.join("policies")
     }
 
+    /// Directory of what is added to the catalogue.
+    pub fn catalog_dir(&self) -> PathBuf {
+        self.directory.join("catalog.d")
+    }
+
     /// The configuration file.
     pub fn config(&self) -> PathBuf {
         self.directory.join("portcullis.toml")
@@ -57,18 +62,21 @@ impl Paths {
     /// The configuration that the tests use.
     pub fn configuration(&self) -> String {
         format!(
-            "backend = \"{}\"\nrun_dir = \"{}\"\nbpffs_root = \"{}\"\nstate_dir = \"{}\"\npolicy_dir = \"{}\"\n",
+            "backend = \"{}\"\nrun_dir = \"{}\"\nbpffs_root = \"{}\"\nstate_dir = \"{}\"\npolicy_dir = \"{}\"\ncatalog_dir = \"{}\"\n",
             self.backend.as_deref().unwrap_or("auto"),
             self.run_dir.display(),
             self.bpffs_root.display(),
             self.directory.join("state").display(),
-            self.policy_dir().display()
+            self.policy_dir().display(),
+            self.catalog_dir().display()
         )
     }
 
     /// Writes the configuration, and creates the directories that an administrator would.
     pub fn prepare(&self) -> Result<()> {
-        for directory in [&self.run_dir, &self.bpffs_root, &self.policy_dir(), &self.directory.join("state")] {
+        for directory in
+            [&self.run_dir, &self.bpffs_root, &self.policy_dir(), &self.catalog_dir(), &self.directory.join("state")]
+        {
             fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
         }
         fs::write(self.config(), self.configuration())?;

@@ -152,7 +152,21 @@ impl Node {
         Ok(other)
     }
 
-    fn reload(&self) -> Result<()> {
+    /// Adds to the catalogue, until what is returned is dropped. The text must add a name.
+    pub fn catalog(&self, text: &str) -> Result<MoreCatalog<'_>> {
+        let before = self.policy_set()?.catalog;
+        let more = MoreCatalog { node: self, file: self.paths.catalog_dir().join("test.toml"), before };
+        fs::write(&more.file, text)?;
+        self.reload()?;
+        eventually(|| {
+            ensure!(self.policy_set()?.catalog != before, "the catalogue is not in force");
+            Ok(())
+        })?;
+        Ok(more)
+    }
+
+    /// Makes the agent read policy and catalogue again.
+    pub fn reload(&self) -> Result<()> {
         self.agent().as_ref().context("no agent")?.signal(rustix::process::Signal::HUP)
     }
 
@@ -318,6 +332,38 @@ impl Drop for OtherPolicy<'_> {
             fs::remove_file(&self.file).map_err(Into::into).and_then(|()| self.node.reload()).and_then(|()| {
                 eventually(|| {
                     ensure!(shipped()?, "the shipped policy is not in force again");
+                    Ok(())
+                })
+            });
+        if let Err(error) = restored {
+            eprintln!("taking {} away: {error:#}", self.file.display());
+        }
+    }
+}
+
+/// A catalogue file. When it is dropped, the shipped catalogue is in force again.
+pub struct MoreCatalog<'a> {
+    node: &'a Node,
+    file: PathBuf,
+    before: u32,
+}
+
+impl MoreCatalog<'_> {
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+}
+
+impl Drop for MoreCatalog<'_> {
+    fn drop(&mut self) {
+        let restored =
+            fs::remove_file(&self.file).map_err(Into::into).and_then(|()| self.node.reload()).and_then(|()| {
+                eventually(|| {
+                    ensure!(
+                        self.node.policy_set()?.catalog == self.before,
+                        "the catalogue is not the former one again"
+                    );
                     Ok(())
                 })
             });

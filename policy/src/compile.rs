@@ -113,6 +113,7 @@ mod tests {
         assert!(alias.contains("this is a name of the tool \"nc\""), "{alias}");
         let field = error("  ruels: []\n");
         assert!(field.starts_with("t.yaml:7:3: ") && field.contains("ruels"), "{field}");
+        assert!(!field.contains("line 7"), "the place is told once: {field}");
         let action = error("  rules:\n  - tools: [nc]\n    action: deny\n");
         assert!(action.starts_with("t.yaml:9:13: "), "{action}");
         let syntax = error("  rules: [\n");

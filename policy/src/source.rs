@@ -135,13 +135,12 @@ pub struct Rule {
 /// Reads one policy file. `file` is its name in errors.
 pub fn parse(file: &str, text: &str) -> Result<Policy, SourceError> {
     let mut policy: Policy = serde_saphyr::from_str(text).map_err(|error| {
-        let location = error.location();
-        SourceError {
-            file: file.to_owned(),
-            line: location.map_or(0, |at| at.line()),
-            column: location.map_or(0, |at| at.column()),
-            reason: error.without_snippet().to_string(),
-        }
+        let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
+        let reason = error.without_snippet().to_string();
+        // It may say the place once more.
+        let place = format!(" at line {line}, column {column}");
+        let reason = reason.strip_suffix(&place).map(str::to_owned).unwrap_or(reason);
+        SourceError { file: file.to_owned(), line, column, reason }
     })?;
     file.clone_into(&mut policy.file);
     Ok(policy)

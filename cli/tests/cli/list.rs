@@ -83,6 +83,9 @@ fn json_has_every_field() {
     ];
     assert_eq!(keys(&json[0]), all);
     assert_eq!(keys(&json[1]), all);
+    let process = "argc argv argvTruncated argvUnconfirmed containerPid cwd cwdTruncated exe exeTruncated filename \
+                   filenameTruncated gid invokedName pid places startTime tid tty uid";
+    assert_eq!(keys(&json[0]["process"]), process.split_whitespace().collect::<Vec<_>>());
     assert_eq!(json[0]["id"], 3);
     assert_eq!(json[0]["time"], "2023-11-14T22:13:20.123456789Z");
     assert_eq!(json[0]["verdict"], "blocked");

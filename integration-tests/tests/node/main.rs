@@ -1,6 +1,7 @@
 //! Real containers on a real node. `scripts/test host` and `scripts/test vm` run this binary; without their environment it
 //! has nothing to run on and says so.
 
+mod catalog;
 mod cgroup_v1;
 mod cri;
 mod evasion;
@@ -315,7 +316,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 23] = [
+const TESTS: [Test; 24] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -329,6 +330,7 @@ const TESTS: [Test; 23] = [
     ("on_attach_failure_decides", on_attach_failure_decides),
     ("what_is_missing_is_named", what_is_missing_is_named),
     ("bad_input_changes_nothing", bad_input_changes_nothing),
+    ("an_operators_tools_are_known", catalog::an_operators_tools_are_known),
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),
     ("every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
     ("every_privileged_way_ends_as_the_matrix_says", evasion::every_privileged_way_ends_as_the_matrix_says),

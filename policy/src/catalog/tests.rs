@@ -87,6 +87,21 @@ fn prefixes_are_few() {
 }
 
 #[test]
+fn what_the_kernels_tables_cannot_hold_is_refused() {
+    let quoted = |count: usize| (0..count).map(|number| format!("'n{number}',")).collect::<Vec<_>>().concat();
+    let names = |count| format!("{BASE}x = {{ names = [{}] }}", quoted(count));
+    assert!(Catalog::default().with("c.toml", &names(NAMES_MAX)).is_ok());
+    assert!(error(Catalog::default(), &names(NAMES_MAX + 1)).ends_with("there may be 8192 names"));
+    let options = format!("[loader]\nvalue_options = [{}]", quoted(LOADER_OPTIONS_MAX + 1));
+    assert!(error(Catalog::default(), &options).ends_with("there may be 128 options of loaders"));
+    let tools = (0..=TOOLS_MAX).map(|number| format!("t{number} = {{ names = [] }}\n")).collect::<Vec<_>>().concat();
+    assert!(error(Catalog::default(), &format!("{BASE}{tools}")).ends_with("there may be 8192 tools"));
+    let entry = |value| format!("[[fingerprint]]\nruns = 'shell'\nvalue = '{value:016x}'\n");
+    let fingerprints = (1..=FINGERPRINTS_MAX + 1).map(entry).collect::<Vec<_>>().concat();
+    assert!(error(Catalog::default(), &fingerprints).ends_with("there may be 16384 fingerprints"));
+}
+
+#[test]
 fn contents_stand_for_tools_or_for_what_runs_them() {
     let entry = |what: &str, value: &str| format!("[[fingerprint]]\n{what}\nvalue = '{value}'\nnote = 'n'\n");
     let shipped = || Catalog::shipped().unwrap();
