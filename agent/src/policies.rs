@@ -150,9 +150,13 @@ mod tests {
     #[test]
     fn catalogue_and_programs_agree() {
         let catalog = Catalog::shipped().unwrap();
-        for (id, behaviour) in
-            [("reverse_shell", abi::Behaviour::ReverseShell), ("dropped_executable", abi::Behaviour::DroppedExecutable)]
-        {
+        for (id, behaviour) in [
+            ("reverse_shell", abi::Behaviour::ReverseShell),
+            ("dropped_executable", abi::Behaviour::DroppedExecutable),
+            ("shell_socket", abi::Behaviour::ShellSocket),
+            ("interpreter_socket", abi::Behaviour::InterpreterSocket),
+            ("raw_socket", abi::Behaviour::RawSocket),
+        ] {
             assert_eq!(catalog.tool(behaviour as u32).unwrap().id, id);
         }
         assert_eq!(portcullis_policy::catalog::PREFIX_MAX, NamePrefix::MAX);

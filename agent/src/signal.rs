@@ -35,18 +35,22 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
     let argv: Vec<String> = event.argv.iter().map(|argument| text::lossy(argument)).collect();
     let argv_truncated = event.flags & (flags::ARGV_TRUNCATED | flags::EVENT_REDUCED) != 0;
     let at = |boot_ns| Some(timestamp(offset.wall_ns(boot_ns)));
-    let done = match event.verdict {
-        Verdict::Detected => "executed",
-        Verdict::WouldBlock => "executed (enforce mode would block it)",
-        Verdict::Blocked => "blocked",
-        Verdict::Killed => "killed",
+    let socket = matches!(event.hook, Hook::SocketCreate | Hook::SocketConnect | Hook::TcpConnect);
+    let done = match (event.verdict, socket) {
+        (Verdict::Detected, false) => "executed",
+        (Verdict::Detected, true) => "seen",
+        (Verdict::WouldBlock, false) => "executed (enforce mode would block it)",
+        (Verdict::WouldBlock, true) => "seen (enforce mode would block it)",
+        (Verdict::Blocked, _) => "blocked",
+        (Verdict::Killed, _) => "killed",
     };
     let place = match record {
         Some(record) => text::escaped(&record.container_id),
         None => format!("with cgroup {}", event.cgroup_id),
     };
     let command = text::command_line(argv.iter().map(String::as_str), argv_truncated);
-    let remote = event.remote.map(|remote| format!(", connected to {remote}")).unwrap_or_default();
+    let connected = if socket { "connecting" } else { "connected" };
+    let remote = event.remote.map(|remote| format!(", {connected} to {remote}")).unwrap_or_default();
     v1::Signal {
         id: 0,
         rule: if tool.category == BEHAVIOUR { tool.id.clone() } else { RULE_NET_UTIL.to_owned() },
@@ -90,13 +94,17 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
         },
         policy: record.map(|record| record.policy.clone()).unwrap_or_default(),
         backend: match event.hook {
-            Hook::BprmCheck | Hook::BprmCommitted | Hook::Mmap => v1::Backend::Lsm.into(),
-            Hook::Tracepoint => v1::Backend::Tracepoint.into(),
+            Hook::BprmCheck | Hook::BprmCommitted | Hook::Mmap | Hook::SocketCreate | Hook::SocketConnect => {
+                v1::Backend::Lsm.into()
+            }
+            Hook::Tracepoint | Hook::TcpConnect => v1::Backend::Tracepoint.into(),
         },
         remote: event
             .remote
             .filter(|remote| remote.port() != 0)
             .map(|remote| v1::Endpoint { address: remote.ip().to_canonical().to_string(), port: remote.port().into() }),
+        // The store knows them.
+        related: Vec::new(),
     }
 }
 
@@ -203,6 +211,7 @@ fn identifications(bits: u32) -> Vec<i32> {
         (identified_by::MAPPING, v1::Identification::Mapping),
         (identified_by::STDIO, v1::Identification::Stdio),
         (identified_by::PLACE, v1::Identification::Place),
+        (identified_by::SOCKET, v1::Identification::Socket),
     ]
     .into_iter()
     .filter(|(bit, _)| bits & bit != 0)
@@ -314,6 +323,7 @@ mod tests {
         assert_eq!(signal.rule, "reverse_shell");
         assert_eq!(signal.severity(), v1::Severity::High);
         assert_eq!(signal.remote, Some(v1::Endpoint { address: "10.0.0.1".into(), port: 4444 }));
+        assert!(signal.message.contains("blocked in container with cgroup 42, connected to"), "{}", signal.message);
         let process = signal.process.unwrap();
         assert!(process.places().eq([v1::Place::TemporaryDirectory, v1::Place::UpperLayer]));
         event.exe = b"/tmpfiles/x".to_vec();
@@ -321,6 +331,15 @@ mod tests {
         event.remote = Some("10.0.0.1:0".parse().unwrap());
         let signal = from_event(&event, None, &tools, BootOffset::now());
         assert!(signal.remote.is_none() && signal.process.unwrap().places.is_empty());
+
+        event.tool = tool_id("shell_socket");
+        (event.hook, event.verdict) = (Hook::TcpConnect, Verdict::WouldBlock);
+        event.remote = Some("10.0.0.1:53".parse().unwrap());
+        let signal = from_event(&event, None, &tools, BootOffset::now());
+        let told = "shell_socket (behaviour) seen (enforce mode would block it) in container with cgroup 42, connecting to \
+                    10.0.0.1:53: ";
+        assert!(signal.message.starts_with(told), "{}", signal.message);
+        assert_eq!((signal.backend(), signal.severity()), (v1::Backend::Tracepoint, v1::Severity::Medium));
     }
 
     #[test]

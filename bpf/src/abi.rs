@@ -225,6 +225,12 @@ abi_enum! {
         Tracepoint = 3,
         /// `lsm_cgroup/mmap_file`.
         Mmap = 4,
+        /// `lsm_cgroup/socket_create`.
+        SocketCreate = 5,
+        /// `lsm_cgroup/socket_connect`.
+        SocketConnect = 6,
+        /// `tp_btf/inet_sock_set_state`.
+        TcpConnect = 7,
     }
 }
 abi_enum! {
@@ -258,6 +264,12 @@ abi_enum! {
         ReverseShell = 0x5230_5de0,
         /// An executable that is not part of the image and no known tool.
         DroppedExecutable = 0xbe94_b6ae,
+        /// A shell that connects an internet socket.
+        ShellSocket = 0x35a0_d1e3,
+        /// An interpreter that connects an internet socket.
+        InterpreterSocket = 0xa793_1717,
+        /// A raw or packet socket opened by anything.
+        RawSocket = 0x60c3_cc13,
     }
 }
 
@@ -279,6 +291,8 @@ pub mod identified_by {
     pub const STDIO: u32 = 1 << 6;
     /// The place it was executed from.
     pub const PLACE: u32 = 1 << 7;
+    /// A socket that it opened.
+    pub const SOCKET: u32 = 1 << 8;
 }
 
 /// `enum place`, bits: where the executed file is.
@@ -303,7 +317,7 @@ pub mod flags {
     pub const ARGV_TRUNCATED: u32 = 1 << 2;
     /// `cwd` is only the end.
     pub const CWD_TRUNCATED: u32 = 1 << 3;
-    /// `argv` was read before the exec was final.
+    /// `argv` was read where the process could change it: before the exec was final, or from a program that runs.
     pub const ARGV_UNCONFIRMED: u32 = 1 << 4;
     /// There are more ancestors.
     pub const LINEAGE_TRUNCATED: u32 = 1 << 5;

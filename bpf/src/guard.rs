@@ -109,9 +109,12 @@ impl Guard {
         if self.containers.get(&cgroup.id, 0).is_ok() {
             return Err(GuardError::AlreadyGuarded { path: cgroup.path.clone() });
         }
+        for pin in self.pins.needed(backend) {
+            require(&pin)?;
+        }
         let done = self.insert(cgroup.id, container).and_then(|()| match backend {
             Backend::Lsm => self.attach_lsm(cgroup),
-            Backend::Tracepoint => require(&self.pins.tracepoint_link()),
+            Backend::Tracepoint => Ok(()),
         });
         if done.is_err() {
             // The first error is the one to report.
@@ -131,10 +134,8 @@ impl Guard {
         let directory = self.pins.container_links(cgroup.id);
         fs::create_dir(&directory).map_err(|source| GuardError::Bpffs { path: directory.clone(), source })?;
         for (name, _) in LSM_PROGRAMS {
-            let pin = self.pins.program(name);
-            require(&pin)?;
             let attach = |source| GuardError::Attach { name, cgroup: cgroup.path.clone(), source };
-            let mut program = LsmCgroup::from_pin(pin).map_err(attach)?;
+            let mut program = LsmCgroup::from_pin(self.pins.program(name)).map_err(attach)?;
             let id = program.attach(&cgroup.directory).map_err(attach)?;
             let link: FdLink = program.take_link(id).map_err(attach)?.into();
             link.pin(directory.join(name)).map_err(|source| GuardError::Pin { name, source })?;

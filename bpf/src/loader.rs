@@ -22,7 +22,7 @@ use aya::{
 use crate::{
     Backend,
     guard::GuardError,
-    pins::{LSM_PROGRAMS, Pins, TRACEPOINT_PROGRAM},
+    pins::{LSM_PROGRAMS, Pins, node_programs},
     tables::Tables,
 };
 
@@ -37,7 +37,7 @@ pub fn object() -> &'static [u8] {
 const SLOTS_PER_CPU: u32 = 4;
 
 /// The maps that outlive the agent.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     "build_id",
     "container_stats",
     "containers",
@@ -50,6 +50,7 @@ const MAPS: [&str; 12] = [
     "processes",
     "rules",
     "slots",
+    "talkers",
 ];
 
 /// Why the programs could not be loaded.
@@ -167,8 +168,12 @@ fn load_lsm<'a>(
     Ok(program)
 }
 
-fn load_tracepoint<'a>(object: &'a mut Ebpf, btf: &Btf) -> Result<&'a mut BtfTracePoint, LoadError> {
-    let (name, tracepoint) = TRACEPOINT_PROGRAM;
+fn load_tracepoint<'a>(
+    object: &'a mut Ebpf,
+    btf: &Btf,
+    name: &'static str,
+    tracepoint: &str,
+) -> Result<&'a mut BtfTracePoint, LoadError> {
     let refused = |source| LoadError::Program { name, source };
     let program = object.program_mut(name).ok_or(LoadError::Missing { name })?;
     let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
@@ -179,15 +184,13 @@ fn load_tracepoint<'a>(object: &'a mut Ebpf, btf: &Btf) -> Result<&'a mut BtfTra
 /// Asks the kernel whether it takes the programs of a backend; nothing is pinned or attached.
 pub(crate) fn try_load(btf: &Btf, backend: Backend) -> Result<(), LoadError> {
     let mut object = open_object(None, btf)?;
-    match backend {
-        Backend::Lsm => {
-            for (name, hook) in LSM_PROGRAMS {
-                load_lsm(&mut object, btf, name, hook)?;
-            }
+    if backend == Backend::Lsm {
+        for (name, hook) in LSM_PROGRAMS {
+            load_lsm(&mut object, btf, name, hook)?;
         }
-        Backend::Tracepoint => {
-            load_tracepoint(&mut object, btf)?;
-        }
+    }
+    for (name, tracepoint) in node_programs(backend) {
+        load_tracepoint(&mut object, btf, name, tracepoint)?;
     }
     Ok(())
 }
@@ -213,7 +216,7 @@ pub fn load(pins: &Pins, backend: Backend) -> Result<Tables, LoadError> {
     if !on_bpffs(pins.directory()) {
         return Err(LoadError::NotBpffs { path: pins.directory().to_owned() });
     }
-    for directory in [pins.maps(), pins.programs(), pins.links()] {
+    for directory in [pins.maps(), pins.programs(), pins.node_links(), pins.links()] {
         fs::create_dir_all(&directory).map_err(|source| LoadError::Bpffs { path: directory, source })?;
     }
     let btf = kernel_btf()?;
@@ -228,26 +231,23 @@ pub fn load(pins: &Pins, backend: Backend) -> Result<Tables, LoadError> {
     {
         return Ok(Tables::open(pins)?);
     }
-    match backend {
-        Backend::Lsm => {
-            for (name, hook) in LSM_PROGRAMS {
-                let program = load_lsm(&mut object, &btf, name, hook)?;
-                replace_pin(&pins.program(name), |path| {
-                    program.pin(path).map_err(|source| LoadError::Pin { name, source })
-                })?;
-            }
-        }
-        Backend::Tracepoint => {
-            let (name, _) = TRACEPOINT_PROGRAM;
-            let program = load_tracepoint(&mut object, &btf)?;
-            let attached = |source| LoadError::Program { name, source };
-            let id = program.attach().map_err(attached)?;
-            let link: FdLink = program.take_link(id).map_err(attached)?.into();
-            // The old link goes when the new one takes its pin: for a moment both are attached, never none.
-            replace_pin(&pins.tracepoint_link(), |path| {
-                link.pin(path).map(drop).map_err(|source| LoadError::Pin { name, source })
+    if backend == Backend::Lsm {
+        for (name, hook) in LSM_PROGRAMS {
+            let program = load_lsm(&mut object, &btf, name, hook)?;
+            replace_pin(&pins.program(name), |path| {
+                program.pin(path).map_err(|source| LoadError::Pin { name, source })
             })?;
         }
+    }
+    for (name, tracepoint) in node_programs(backend) {
+        let program = load_tracepoint(&mut object, &btf, name, tracepoint)?;
+        let attached = |source| LoadError::Program { name, source };
+        let id = program.attach().map_err(attached)?;
+        let link: FdLink = program.take_link(id).map_err(attached)?.into();
+        // The old link goes when the new one takes its pin: for a moment both are attached, never none.
+        replace_pin(&pins.node_link(name), |path| {
+            link.pin(path).map(drop).map_err(|source| LoadError::Pin { name, source })
+        })?;
     }
     loaded.set(index, build_id(), 0).map_err(LoadError::BuildId)?;
     Ok(Tables::open(pins)?)

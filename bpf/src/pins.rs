@@ -1,4 +1,4 @@
-//! Where the objects are pinned: `<root>/vN/{maps,programs,links}`, N being the ABI version, so that an upgrade can
+//! Where the objects are pinned: `<root>/vN/{maps,programs,node,links}`, N being the ABI version, so that an upgrade can
 //! stand beside containers that the former version still guards.
 
 use std::path::{Path, PathBuf};
@@ -9,14 +9,25 @@ use crate::{Backend, abi::ABI_VERSION};
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/portcullis";
 
 /// The programs that are attached to each container's cgroup (backend `lsm`), and the LSM hook of each.
-pub const LSM_PROGRAMS: [(&str, &str); 3] = [
+pub const LSM_PROGRAMS: [(&str, &str); 5] = [
     ("pc_bprm_check", "bprm_check_security"),
     ("pc_bprm_committed", "bprm_committed_creds"),
     ("pc_mmap_file", "mmap_file"),
+    ("pc_socket_connect", "socket_connect"),
+    ("pc_socket_create", "socket_create"),
 ];
 
-/// The node-wide program of the backend `tracepoint`, and its tracepoint.
-pub const TRACEPOINT_PROGRAM: (&str, &str) = ("pc_sched_exec", "sched_process_exec");
+const FORK: (&str, &str) = ("pc_sched_fork", "sched_process_fork");
+
+/// The programs that are attached once for the whole node, and the tracepoint of each.
+pub fn node_programs(backend: Backend) -> &'static [(&'static str, &'static str)] {
+    match backend {
+        Backend::Lsm => &[FORK],
+        Backend::Tracepoint => {
+            &[FORK, ("pc_sched_exec", "sched_process_exec"), ("pc_tcp_connect", "inet_sock_set_state")]
+        }
+    }
+}
 
 /// One version's pins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,17 +81,23 @@ impl Pins {
         self.links().join(cgroup_id.to_string())
     }
 
-    /// What must be pinned for a backend to guard containers, besides the maps. Of the tracepoint's program the link is
-    /// enough: it is attached already, and no shim opens it.
+    /// What must be pinned for a backend to guard containers, besides the maps. Of a program that is attached for the
+    /// whole node the link is enough: no shim opens it.
     pub fn needed(&self, backend: Backend) -> Vec<PathBuf> {
-        match backend {
-            Backend::Lsm => LSM_PROGRAMS.iter().map(|(name, _)| self.program(name)).collect(),
-            Backend::Tracepoint => vec![self.tracepoint_link()],
+        let mut pins: Vec<PathBuf> = node_programs(backend).iter().map(|(name, _)| self.node_link(name)).collect();
+        if backend == Backend::Lsm {
+            pins.extend(LSM_PROGRAMS.iter().map(|(name, _)| self.program(name)));
         }
+        pins
     }
 
-    /// The node-wide link of the backend `tracepoint`.
-    pub fn tracepoint_link(&self) -> PathBuf {
-        self.directory.join("tracepoint")
+    /// Directory of the links of programs that are attached once for the whole node.
+    pub fn node_links(&self) -> PathBuf {
+        self.directory.join("node")
+    }
+
+    /// The link of one such program.
+    pub fn node_link(&self, name: &str) -> PathBuf {
+        self.node_links().join(name)
     }
 }

@@ -129,6 +129,9 @@ fn enums() {
             ("HOOK_BPRM_COMMITTED", Hook::BprmCommitted as u32),
             ("HOOK_TRACEPOINT", Hook::Tracepoint as u32),
             ("HOOK_MMAP", Hook::Mmap as u32),
+            ("HOOK_SOCKET_CREATE", Hook::SocketCreate as u32),
+            ("HOOK_SOCKET_CONNECT", Hook::SocketConnect as u32),
+            ("HOOK_TCP_CONNECT", Hook::TcpConnect as u32),
         ],
     );
     assert_enum(
@@ -142,6 +145,7 @@ fn enums() {
             ("BY_MAPPING", identified_by::MAPPING),
             ("BY_STDIO", identified_by::STDIO),
             ("BY_PLACE", identified_by::PLACE),
+            ("BY_SOCKET", identified_by::SOCKET),
         ],
     );
     assert_enum(
@@ -172,6 +176,9 @@ fn enums() {
         &[
             ("REVERSE_SHELL", Behaviour::ReverseShell as u32),
             ("DROPPED_EXECUTABLE", Behaviour::DroppedExecutable as u32),
+            ("SHELL_SOCKET", Behaviour::ShellSocket as u32),
+            ("INTERPRETER_SOCKET", Behaviour::InterpreterSocket as u32),
+            ("RAW_SOCKET", Behaviour::RawSocket as u32),
         ],
     );
     assert_enum(

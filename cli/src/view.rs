@@ -87,7 +87,8 @@ words! {
         Loader = "loader",
         Mapping = "mapping",
         Stdio = "stdio",
-        Place = "place"
+        Place = "place",
+        Socket = "socket"
     }
 }
 words! {
@@ -130,6 +131,7 @@ pub struct Signal {
     pub backend: Backend,
     pub message: String,
     pub remote: Option<Endpoint>,
+    pub related: Vec<u64>,
 }
 
 /// The other end of a socket.
@@ -249,6 +251,7 @@ impl From<v1::Signal> for Signal {
             policy: signal.policy,
             message: signal.message,
             remote: signal.remote.map(|remote| Endpoint { address: remote.address, port: remote.port }),
+            related: signal.related,
         }
     }
 }

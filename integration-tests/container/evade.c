@@ -8,6 +8,7 @@
  *   evade deleted FILE ARGUMENT…   a copy that is deleted before
  *   evade socket FILE ARGUMENT…    with a TCP socket as standard input
  *   evade connected FILE ARG…      the same, connected to a listener on loopback
+ *   evade open raw|packet          opens such a socket and says so
  *   evade race TRIES FILE GOOD BAD executes `busybox GOOD` while another process turns GOOD into BAD and back; prints how
  *                                  often each of them ran (BAD must end with status 1), was refused, was killed
  *   evade spawn TIMES              executes itself so often and waits for each; prints the microseconds of all
@@ -146,6 +147,14 @@ int main(int argc, char **argv)
 
 	if (!strcmp(way, "end"))
 		return 0;
+	if (!strcmp(way, "open")) {
+		int sock = strcmp(argv[2], "raw") ? socket(AF_PACKET, SOCK_DGRAM, 0) : socket(AF_INET, SOCK_RAW, IPPROTO_ICMP);
+
+		if (sock < 0)
+			err(126, "socket");
+		printf("opened\n");
+		return 0;
+	}
 	if (!strcmp(way, "spawn"))
 		spawn(atoi(argv[2]));
 	if (!strcmp(way, "as") && argc > 3) {

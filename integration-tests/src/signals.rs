@@ -20,6 +20,7 @@ pub struct Signal {
     pub backend: String,
     pub message: String,
     pub remote: Option<Endpoint>,
+    pub related: Vec<u64>,
 }
 
 /// The other end of a socket.

@@ -3,7 +3,7 @@
 # the tar archive (an OCI image layout, for `ctr images import`). The same packages give the same bytes.
 # A second image in it is what pods are held together by: the same layer, but it only sleeps.
 #
-# In it: busybox and its applets; the real nc, nslookup, dig, host and curl of Debian with their libraries; links to them
+# In it: busybox and its applets; bash, and perl without its library; the real nc, nslookup, dig, host and curl of Debian with their libraries; links to them
 # under other names in /opt/links; ncdu, a harmless program whose name only begins like a network utility's; and
 # /opt/evade, which executes programs in ways that hide what they are (integration-tests/container/evade.c).
 set -euo pipefail
@@ -14,7 +14,7 @@ IMAGE_NAME=docker.io/library/portcullis-demo:latest
 PAUSE_NAME=docker.io/library/portcullis-pause:latest
 # dash because busybox's shell runs applets of its own for nc and nslookup, whatever PATH says.
 EVADE=$REPO/integration-tests/container/evade.c
-IMAGE_PROGRAMS=(dash nc.openbsd nslookup dig host curl)
+IMAGE_PROGRAMS=(dash bash perl nc.openbsd nslookup dig host curl)
 
 image_programs() {
     local program

@@ -20,7 +20,7 @@ use crate::{
     records::RecordName,
     store::{
         self, Command, Limits, Sender,
-        entry::{Entry, Origin},
+        entry::{Entry, Origin, Process},
     },
     testing,
 };
@@ -79,8 +79,8 @@ async fn put_into(sender: &Sender, number: u64, tool: &str) {
         message: format!("{number}"),
         ..Signal::default()
     };
-    let origin = Origin::Event { cgroup_id: 42, pid: 1, start_time_ns: 1, time_ns: number };
-    sender.send(Command::Signal(Entry::new(origin, &signal))).await.unwrap();
+    let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
+    sender.send(Command::Signal(Entry::new(origin, &signal, Vec::new()))).await.unwrap();
 }
 
 impl Bed {

@@ -40,7 +40,7 @@ use crate::{
     image::Pending,
     records::{RecordDirectory, RecordName},
     signal,
-    store::entry::Origin,
+    store::entry::{Origin, Process},
     tools::Tools,
 };
 
@@ -207,13 +207,16 @@ impl EventLoop {
             tracing::warn!(cgroup_id = event.cgroup_id, "an event's container has no record");
         }
         let signal = signal::from_event(event, container.as_ref(), &self.tools, offset);
-        let origin = Origin::Event {
-            cgroup_id: event.cgroup_id,
-            pid: event.pid,
-            start_time_ns: event.start_time_ns,
-            time_ns: event.time_ns,
-        };
-        let pending = Pending { origin, signal, container: container.map(|_| name) };
+        let process = Process { pid: event.pid, start_time_ns: event.start_time_ns };
+        let origin = Origin::Event { cgroup_id: event.cgroup_id, process, time_ns: event.time_ns };
+        let ancestors = event.lineage.iter();
+        let mut kin: Vec<Process> =
+            ancestors.map(|image| Process { pid: image.pid, start_time_ns: image.start_time_ns }).collect();
+        kin.push(process);
+        // One process may have executed several images.
+        kin.sort_unstable();
+        kin.dedup();
+        let pending = Pending { origin, signal, kin, container: container.map(|_| name) };
         self.signals.blocking_send(pending).map_err(|_| EventsError::Closed)
     }
 }

@@ -124,7 +124,7 @@ impl Tracker {
             tracing::warn!(container = ?container.record.container_id, reason = ?reason, "a container runs unguarded");
             let origin = Origin::Unguarded { container: hash(&container.record) };
             let signal = signal::unguarded(&container, reason);
-            let pending = Pending { origin, signal, container: Some(name) };
+            let pending = Pending { origin, signal, kin: Vec::new(), container: Some(name) };
             self.signals.blocking_send(pending).map_err(|_| EventsError::Closed)?;
         }
         Ok(())

@@ -15,7 +15,7 @@ use crate::{
     records::RecordName,
     store::{
         Command, Sender, StoreError,
-        entry::{Entry, Origin},
+        entry::{Entry, Origin, Process},
     },
 };
 
@@ -31,6 +31,8 @@ pub struct Pending {
     pub origin: Origin,
     /// The signal.
     pub signal: Signal,
+    /// The process that it is about, and that process's ancestors.
+    pub kin: Vec<Process>,
     /// Its container, if it has a record.
     pub container: Option<RecordName>,
 }
@@ -113,7 +115,7 @@ async fn put(store: &Sender, pending: Pending, fate: Fate, counters: &Counters) 
     if fate != Fate::Complete {
         counters.signals_without_image.increment();
     }
-    store.send(Command::Signal(Entry::new(pending.origin, &pending.signal))).await
+    store.send(Command::Signal(Entry::new(pending.origin, &pending.signal, pending.kin))).await
 }
 
 #[cfg(test)]
@@ -125,11 +127,12 @@ mod tests {
 
     fn signal(number: u64) -> Pending {
         Pending {
-            origin: Origin::Event { cgroup_id: 42, pid: 1, start_time_ns: 1, time_ns: number },
+            origin: Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number },
             signal: Signal {
                 container: Some(Container { id: "c1".into(), ..Container::default() }),
                 ..Signal::default()
             },
+            kin: Vec::new(),
             container: Some(RecordName::Cgroup(42)),
         }
     }

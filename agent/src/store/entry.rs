@@ -20,6 +20,17 @@ pub struct Entry {
     pub(super) pod_namespace: String,
     pub(super) pod_name: String,
     pub(super) body: Vec<u8>,
+    /// The cgroup's processes whose signals are related to this one.
+    pub(super) kin: Vec<Process>,
+}
+
+/// A process that is never mistaken for another one of the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// As the node sees it.
+    pub pid: u32,
+    /// When it began, `CLOCK_BOOTTIME`.
+    pub start_time_ns: u64,
 }
 
 /// What a signal is about; there is one signal an origin.
@@ -30,9 +41,7 @@ pub enum Origin {
         /// The guarded cgroup.
         cgroup_id: u64,
         /// The process.
-        pid: u32,
-        /// When it began, `CLOCK_BOOTTIME`.
-        start_time_ns: u64,
+        process: Process,
         /// When the event was made, `CLOCK_BOOTTIME`.
         time_ns: u64,
     },
@@ -43,15 +52,28 @@ pub enum Origin {
     },
 }
 
+/// How the origins of all of a process's events begin.
+fn process_prefix(cgroup_id: u64, process: Process) -> Vec<u8> {
+    let mut bytes = vec![b'e'];
+    bytes.extend(cgroup_id.to_be_bytes());
+    bytes.extend(process.pid.to_be_bytes());
+    bytes.extend(process.start_time_ns.to_be_bytes());
+    bytes
+}
+
 impl Origin {
+    /// The first and the last value that the column can have for events of a process of the same cgroup.
+    pub(super) fn range_of(self, process: Process) -> Option<(Vec<u8>, Vec<u8>)> {
+        let Self::Event { cgroup_id, .. } = self else { return None };
+        let prefix = process_prefix(cgroup_id, process);
+        Some(([&prefix[..], &[0; 8]].concat(), [&prefix[..], &[0xff; 8]].concat()))
+    }
+
     /// The value of the unique column.
     pub(super) fn to_bytes(self) -> Vec<u8> {
         match self {
-            Self::Event { cgroup_id, pid, start_time_ns, time_ns } => {
-                let mut bytes = vec![b'e'];
-                bytes.extend(cgroup_id.to_be_bytes());
-                bytes.extend(pid.to_be_bytes());
-                bytes.extend(start_time_ns.to_be_bytes());
+            Self::Event { cgroup_id, process, time_ns } => {
+                let mut bytes = process_prefix(cgroup_id, process);
                 bytes.extend(time_ns.to_be_bytes());
                 bytes
             }
@@ -66,8 +88,8 @@ impl Origin {
 }
 
 impl Entry {
-    /// Encodes a signal.
-    pub fn new(origin: Origin, signal: &Signal) -> Self {
+    /// Encodes a signal. `kin`: its process and that process's ancestors.
+    pub fn new(origin: Origin, signal: &Signal, kin: Vec<Process>) -> Self {
         let tool = signal.tool.clone().unwrap_or_default();
         let container = signal.container.as_ref();
         let pod = container.and_then(|container| container.pod.clone()).unwrap_or_default();
@@ -85,6 +107,7 @@ impl Entry {
             pod_namespace: pod.namespace,
             pod_name: pod.name,
             body: signal.encode_to_vec(),
+            kin,
         }
     }
 }

@@ -2,7 +2,12 @@ use std::os::unix::fs::FileExt;
 
 use portcullis_proto::v1::{Container, Pod, Severity, Signal, SignalFilter, Tool, Verdict};
 
-use super::{entry::Origin, filter::Filter, reader::Range, *};
+use super::{
+    entry::{Origin, Process},
+    filter::Filter,
+    reader::Range,
+    *,
+};
 use crate::clock::{now_ns, timestamp};
 
 const LIMITS: Limits = Limits { max_age: Duration::from_secs(3600), max_bytes: 1 << 30 };
@@ -22,8 +27,8 @@ impl Bed {
     }
 
     async fn put(&self, number: u64, signal: Signal) {
-        let origin = Origin::Event { cgroup_id: 42, pid: 1, start_time_ns: 1, time_ns: number };
-        self.send(Command::Signal(Entry::new(origin, &signal))).await;
+        let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
+        self.send(Command::Signal(Entry::new(origin, &signal, Vec::new()))).await;
     }
 
     async fn send(&self, command: Command) {
@@ -142,7 +147,7 @@ async fn an_event_is_stored_once() {
     }
     let unguarded = Origin::Unguarded { container: [7; 32] };
     for _ in 0..2 {
-        bed.send(Command::Signal(Entry::new(unguarded, &signal("nc", 1)))).await;
+        bed.send(Command::Signal(Entry::new(unguarded, &signal("nc", 1), Vec::new()))).await;
     }
     bed.close().await;
     assert_eq!(bed.ids(SignalFilter::default()).await, [4, 3, 2, 1]);
@@ -244,4 +249,32 @@ async fn a_single_signal_is_readable_at_once() {
     assert!(bed.store.readers().signal(2).await.unwrap().is_none());
     assert!(bed.store.readers().signal(u64::MAX).await.unwrap().is_none());
     assert!(sent.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn signals_of_a_process_and_its_ancestors_are_related() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    let process = |pid| Process { pid, start_time_ns: 7 };
+    let event = |cgroup_id, process, time_ns| Origin::Event { cgroup_id, process, time_ns };
+    let [nc, shell, again] = [process(10), process(11), Process { pid: 10, start_time_ns: 8 }];
+    for (origin, kin) in [
+        (event(42, nc, 1), vec![nc]),
+        (event(42, shell, 2), vec![nc, shell]),
+        // The same pid, but another process, or another container.
+        (event(42, again, 3), vec![again]),
+        (event(43, nc, 4), vec![nc]),
+        (event(42, shell, 5), vec![shell]),
+        (event(42, shell, u64::MAX), vec![shell, nc]),
+    ] {
+        bed.send(Command::Signal(Entry::new(origin, &signal("nc", 1), kin))).await;
+    }
+    for number in 0..20 {
+        bed.send(Command::Signal(Entry::new(event(44, nc, number), &signal("nc", 1), vec![nc]))).await;
+    }
+    bed.close().await;
+    let page = bed.store.readers().page(Filter::new(None).unwrap(), Range::After(0, u64::MAX), 100).await.unwrap();
+    let related: Vec<&[u64]> = page.signals.iter().map(|signal| signal.related.as_slice()).collect();
+    assert_eq!(related[..6], [&[][..], &[1], &[], &[], &[2], &[1, 2, 5]]);
+    assert_eq!(related[25], (10..26).collect::<Vec<u64>>());
 }

@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use portcullis_proto::v1::Signal;
+use prost::Message;
 use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, watch};
 
@@ -21,6 +23,8 @@ const BATCH: usize = 256;
 /// A full disk or a busy database may be better a moment later; after that the batch is dropped and counted.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
+/// Signals that one is said to be related to.
+const RELATED: u32 = 16;
 
 pub(super) struct Writer {
     pub(super) path: PathBuf,
@@ -156,8 +160,27 @@ fn transaction(connection: &mut Connection, batch: &[Command]) -> rusqlite::Resu
     Ok(outcome)
 }
 
+/// Ids of earlier signals about a new one's process and its ancestors, the newest ones, oldest first.
+fn related(connection: &Connection, entry: &Entry) -> rusqlite::Result<Vec<u64>> {
+    let mut statement = connection
+        .prepare_cached("SELECT id FROM signals WHERE origin BETWEEN ?1 AND ?2 ORDER BY origin DESC LIMIT ?3")?;
+    let mut ids = Vec::new();
+    for (first, last) in entry.kin.iter().filter_map(|process| entry.origin.range_of(*process)) {
+        let found = statement.query_map(params![first, last, RELATED], |row| row.get::<_, i64>(0))?;
+        for id in found {
+            ids.extend(u64::try_from(id?));
+        }
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    let surplus = ids.len().saturating_sub(RELATED as usize);
+    Ok(ids.split_off(surplus))
+}
+
 /// Whether it was new. (`ON CONFLICT DO NOTHING` would use up an id, and a hole among ids looks like a loss.)
 fn insert(connection: &Connection, entry: &Entry) -> rusqlite::Result<bool> {
+    // Encoded fields of a message may stand one after the other.
+    let related = Signal { related: related(connection, entry)?, ..Signal::default() };
     let rows = connection
         .prepare_cached(
             "INSERT INTO signals (origin, time_ns, rule, verdict, severity, tool, category, container_id, image,
@@ -176,7 +199,7 @@ fn insert(connection: &Connection, entry: &Entry) -> rusqlite::Result<bool> {
             entry.image,
             entry.pod_namespace,
             entry.pod_name,
-            entry.body,
+            [entry.body.as_slice(), &related.encode_to_vec()].concat(),
         ])?;
     Ok(rows == 1)
 }

@@ -105,6 +105,8 @@ enum identified_by {
 	BY_STDIO = 1 << 6,
 	/* The place it was executed from. */
 	BY_PLACE = 1 << 7,
+	/* A socket that it opened. */
+	BY_SOCKET = 1 << 8,
 };
 
 /* Bits of event.place: where the executed file is. */
@@ -123,6 +125,9 @@ enum hook {
 	HOOK_BPRM_COMMITTED = 2,
 	HOOK_TRACEPOINT = 3,
 	HOOK_MMAP = 4,
+	HOOK_SOCKET_CREATE = 5,
+	HOOK_SOCKET_CONNECT = 6,
+	HOOK_TCP_CONNECT = 7,
 };
 
 /* Bits of event.flags and, where they fit, ancestor.flags and process.flags. */
@@ -131,7 +136,7 @@ enum event_flags {
 	EXE_TRUNCATED = 1 << 1,
 	ARGV_TRUNCATED = 1 << 2,
 	CWD_TRUNCATED = 1 << 3,
-	/* argv was read through the caller's registers before the exec was final. */
+	/* argv was read where the process could change it: before the exec was final, or from a program that runs. */
 	ARGV_UNCONFIRMED = 1 << 4,
 	LINEAGE_TRUNCATED = 1 << 5,
 	/* The last ancestor's parent is outside the container and it is not the container's first process. */
@@ -151,6 +156,9 @@ struct name_key {
 enum behaviour {
 	REVERSE_SHELL = 0x52305de0,
 	DROPPED_EXECUTABLE = 0xbe94b6ae,
+	SHELL_SOCKET = 0x35a0d1e3,
+	INTERPRETER_SOCKET = 0xa7931717,
+	RAW_SOCKET = 0x60c3cc13,
 };
 
 /* Key of `rules`; the value is an enum action. */

@@ -50,6 +50,8 @@ struct argv_cursor {
 	struct args args;
 	/* Room of twice `capacity` bytes, for the verifier's sake, as in struct path_work. */
 	char *to;
+	/* Where the strings end, if nobody has counted them. */
+	u64 end;
 	u32 len;
 	bool truncated;
 };
@@ -100,6 +102,8 @@ static __always_inline long argv_step(u32 index, struct argv_cursor *c, const u3
 
 static long event_argv_step(u32 index, struct argv_cursor *c)
 {
+	if (c->end && c->args.strings >= c->end)
+		return 1;
 	return argv_step(index, c, ARGV_LEN);
 }
 

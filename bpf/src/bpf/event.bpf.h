@@ -48,7 +48,7 @@ static __always_inline void release_slot(struct slot *slot)
 	__sync_lock_test_and_set(&slot->busy, 0);
 }
 
-/* A mapping has no name that it was invoked by. */
+/* What a program does has no name that it was invoked by. */
 static __always_inline void fill_names(struct event *event, const struct execution *exec)
 {
 	struct basename base = {};
@@ -122,7 +122,7 @@ static __always_inline void fill_paths(struct slot *slot, const struct execution
  * then the parents'. A process that only forked has no image of its own. What the loop counts and finds out is kept in
  * the event, not in variables: the verifier takes memory for unknown and so does not follow each count's path apart.
  */
-static __always_inline void fill_lineage(struct slot *slot, const struct membership *m)
+static __always_inline void fill_lineage(struct slot *slot, const struct execution *exec)
 {
 	struct task_struct *task = bpf_get_current_task_btf()->group_leader;
 	struct event *event = &slot->event;
@@ -137,16 +137,19 @@ static __always_inline void fill_lineage(struct slot *slot, const struct members
 
 			if (n >= ANCESTORS_MAX)
 				return;
-			bpf_probe_read_kernel(slot->tail + n * sizeof(struct ancestor), sizeof(struct ancestor),
-					      &process->image);
-			event->ancestors = n + 1;
 			if (n == 0 && process->exec_session)
 				event->flags |= EXEC_SESSION;
+			/* Where nothing is executed, the process's own image is the event's. */
+			if (i || exec->bprm) {
+				bpf_probe_read_kernel(slot->tail + n * sizeof(struct ancestor), sizeof(struct ancestor),
+						      &process->image);
+				event->ancestors = n + 1;
+			}
 		}
 		parent = task->real_parent->group_leader;
-		if (!is_member(parent, m)) {
+		if (!is_member(parent, &exec->in)) {
 			event->flags &= ~LINEAGE_TRUNCATED;
-			if (event->ancestors == 0 && (u32)task->tgid != m->container.init_pid)
+			if (event->ancestors == 0 && (u32)task->tgid != exec->in.container.init_pid)
 				event->flags |= EXEC_SESSION;
 			return;
 		}
@@ -159,9 +162,13 @@ static __always_inline void fill_argv(struct slot *slot, const struct execution 
 	struct argv_cursor cursor = {
 		.args = { .strings = exec->argv },
 		.to = slot->tail + offset,
+		.end = exec->argv_end,
 	};
-	u32 args = exec->argc;
+	u32 args = exec->argv_end ? ARGS_MAX : exec->argc;
+	long looks;
 
+	if (exec->argv_end)
+		slot->event.flags |= ARGV_UNCONFIRMED;
 	if (!exec->argv) {
 		slot->event.flags |= ARGV_UNCONFIRMED;
 		registers_argv(&cursor.args);
@@ -169,7 +176,10 @@ static __always_inline void fill_argv(struct slot *slot, const struct execution 
 		if (!cursor.args.width)
 			cursor.truncated = true;
 	}
-	bpf_loop(args < ARGS_MAX ? args : ARGS_MAX, event_argv_step, &cursor, 0);
+	looks = bpf_loop(args < ARGS_MAX ? args : ARGS_MAX, event_argv_step, &cursor, 0);
+	/* The last look was the one that found no more. */
+	if (exec->argv_end)
+		slot->event.argc = looks < ARGS_MAX ? looks - 1 : looks;
 	if (cursor.truncated || exec->argc > ARGS_MAX)
 		slot->event.flags |= ARGV_TRUNCATED;
 	slot->event.argv_len = cursor.len;
@@ -221,7 +231,7 @@ __attribute__((noinline)) int emit(const struct execution *exec)
 
 		fill_facts(&slot->event, exec);
 		fill_paths(slot, exec);
-		fill_lineage(slot, &exec->in);
+		fill_lineage(slot, exec);
 		ancestors = slot->event.ancestors;
 		if (ancestors > ANCESTORS_MAX)
 			ancestors = ANCESTORS_MAX;

@@ -58,32 +58,38 @@ static __always_inline bool is_runtime(const struct container *container)
 	return BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum) == container->node_mount_ns;
 }
 
+/* The other end of a socket; false when it is none of the internet's. */
+static __always_inline bool read_remote(struct endpoint *to, u64 address)
+{
+	struct sock *sock = (void *)address;
+
+	to->family = BPF_CORE_READ(sock, __sk_common.skc_family);
+	to->port = bpf_ntohs(BPF_CORE_READ(sock, __sk_common.skc_dport));
+	if (to->family == AF_INET) {
+		bpf_core_read(to->address, 4, &sock->__sk_common.skc_daddr);
+		return true;
+	}
+	if (to->family == AF_INET6) {
+		bpf_core_read(to->address, 16, &sock->__sk_common.skc_v6_daddr);
+		return true;
+	}
+	to->family = 0;
+	return false;
+}
+
 static __always_inline bool is_internet_socket(struct task_struct *task, u32 fd, struct endpoint *remote)
 {
 	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
 	struct file **files = BPF_CORE_READ(table, fd);
 	struct file *file = NULL;
 	struct socket *socket;
-	struct sock *sock;
 
 	if (fd >= BPF_CORE_READ(table, max_fds) || bpf_probe_read_kernel(&file, sizeof(file), files + fd) || !file)
 		return false;
 	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return false;
 	socket = BPF_CORE_READ(file, private_data);
-	sock = BPF_CORE_READ(socket, sk);
-	remote->family = BPF_CORE_READ(sock, __sk_common.skc_family);
-	remote->port = bpf_ntohs(BPF_CORE_READ(sock, __sk_common.skc_dport));
-	if (remote->family == AF_INET) {
-		bpf_core_read(remote->address, 4, &sock->__sk_common.skc_daddr);
-		return true;
-	}
-	if (remote->family == AF_INET6) {
-		bpf_core_read(remote->address, 16, &sock->__sk_common.skc_v6_daddr);
-		return true;
-	}
-	remote->family = 0;
-	return false;
+	return read_remote(remote, (u64)BPF_CORE_READ(socket, sk));
 }
 
 /* What a reverse shell has; a program that is run by an internet superserver has it as well. */

@@ -1,19 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 /*
- * Portcullis in the kernel: what happens when something in a guarded container calls execve(2).
+ * Portcullis in the kernel: what happens when something in a guarded container calls execve(2), or opens a socket that
+ * programs of its kind have no business with.
  *
- * Backend lsm (kernel 6.0): three programs on each container's own cgroup.
+ * Backend lsm (kernel 6.0): five programs on each container's own cgroup. A kernel attaches cgroups' programs to ten
+ * different hooks at most.
  *   pc_bprm_check      before the point of no return: a match that the policy blocks ends in EPERM.
  *   pc_bprm_committed  the exec is final, the new program has not run yet: reports what was let through, ends with SIGKILL
  *                      what only the true argv shows, and remembers the image for later signals' lineage.
  *   pc_mmap_file       a file is mapped as code: a match that the policy blocks ends in EPERM.
- * Backend tracepoint (kernel 5.17, for bpf_loop): one program for the whole node.
+ *   pc_socket_connect  a shell or an interpreter connects a socket: the same.
+ *   pc_socket_create   something opens a raw or packet socket: the same.
+ * Backend tracepoint (kernel 5.17, for bpf_loop): two programs for the whole node.
  *   pc_sched_exec      the exec is final: reports, and ends with SIGKILL what the policy blocks, before its first
  *                      instruction in user space.
+ *   pc_tcp_connect     a shell or an interpreter connects by TCP, the only protocol whose connecting has a tracepoint;
+ *                      SIGKILL comes before it can send anything.
+ * Both:
+ *   pc_sched_fork      a shell's child is a shell.
  *
  * Parts: maps.bpf.h, task.bpf.h (whose is it), identify.bpf.h (what is it) with fingerprint.bpf.h (by its content),
- * command.bpf.h (by what it was told to run) and place.bpf.h (where it is), path/argv/process.bpf.h (what is to tell about
- * it), event.bpf.h (telling). Each helper's failure is counted.
+ * command.bpf.h (by what it was told to run) and place.bpf.h (where it is), socket.bpf.h (what does it do),
+ * path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling). Each helper's failure is counted.
  */
 #include "vmlinux_min.h"
 
@@ -31,6 +39,7 @@
 #include "fingerprint.bpf.h"
 #include "command.bpf.h"
 #include "place.bpf.h"
+#include "socket.bpf.h"
 #include "identify.bpf.h"
 #include "event.bpf.h"
 
@@ -77,22 +86,39 @@ static __always_inline void fill_execution(struct execution *exec, u64 address)
 	exec->argc = BPF_CORE_READ(bprm, argc);
 }
 
+/* Reports a match where nothing can be refused any more, and kills the process if the policy says so. */
+static __always_inline void report_or_kill(struct execution *exec)
+{
+	if (must_stop(exec)) {
+		if (bpf_send_signal(9) == 0) {
+			exec->verdict = VERDICT_KILLED;
+		} else {
+			COUNT(signal_failed);
+			exec->verdict = VERDICT_DETECTED;
+		}
+	}
+	emit(exec);
+}
+
+/* Reports a match. The answer to the kernel. */
+static __always_inline int report_or_deny(struct execution *exec)
+{
+	bool stop = must_stop(exec);
+
+	if (stop)
+		exec->verdict = VERDICT_BLOCKED;
+	emit(exec);
+	return stop ? DENY : ALLOW;
+}
+
 /* The exec is final: report it, kill it if the policy says so, remember it. */
 static __always_inline void executed(struct execution *exec)
 {
 	identify(exec);
-	if (exec->match.action != ACTION_IGNORE) {
-		if (must_stop(exec)) {
-			if (bpf_send_signal(9) == 0) {
-				exec->verdict = VERDICT_KILLED;
-			} else {
-				COUNT(signal_failed);
-				exec->verdict = VERDICT_DETECTED;
-			}
-		}
-		emit(exec);
-	}
+	if (exec->match.action != ACTION_IGNORE)
+		report_or_kill(exec);
 	record_process(exec);
+	remember_talker(exec);
 }
 
 SEC("lsm_cgroup/bprm_check_security")
@@ -152,21 +178,49 @@ int BPF_PROG(pc_mmap_file, struct file *file, unsigned long reqprot, unsigned lo
 	if (exec.match.action == ACTION_IGNORE)
 		return ALLOW;
 	process = bpf_task_storage_get(&processes, task->group_leader, NULL, 0);
-	if (process) {
-		exec.argc = process->image.argc;
-		/* The loader's own argv told it already. */
-		if (process->tool == exec.match.tool && exec.in.container.mode != MODE_ENFORCE)
-			return ALLOW;
-	}
+	/* The loader's own argv told it already. */
+	if (process && process->tool == exec.match.tool && exec.in.container.mode != MODE_ENFORCE)
+		return ALLOW;
+	fill_running(&exec);
+	/* What is mapped, not what maps it. */
+	exec.file = argument(ctx, 0);
 	exec.match.place = place_of(exec.file);
-	exec.argv = BPF_CORE_READ(task, mm, arg_start);
-	if (must_stop(&exec)) {
-		exec.verdict = VERDICT_BLOCKED;
-		emit(&exec);
-		return DENY;
-	}
-	emit(&exec);
-	return ALLOW;
+	return report_or_deny(&exec);
+}
+
+SEC("lsm_cgroup/socket_connect")
+int BPF_PROG(pc_socket_connect, struct socket *sock, struct sockaddr *address, int addrlen)
+{
+	struct execution exec = { .hook = HOOK_SOCKET_CONNECT };
+	u32 behaviour = connecting_behaviour();
+
+	if (!behaviour || !read_address(&exec.match.remote, argument(ctx, 1)) || !is_ours(&exec, BACKEND_LSM))
+		return ALLOW;
+	consider(&exec.match, exec.in.container.policy, behaviour, BY_SOCKET);
+	if (exec.match.action == ACTION_IGNORE)
+		return ALLOW;
+	fill_running(&exec);
+	return report_or_deny(&exec);
+}
+
+SEC("lsm_cgroup/socket_create")
+int BPF_PROG(pc_socket_create, int family, int type, int protocol, int kern)
+{
+	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+	struct execution exec = { .hook = HOOK_SOCKET_CREATE };
+	struct process *process;
+
+	if (kern || !is_raw(family, type) || !is_ours(&exec, BACKEND_LSM) || is_runtime(&exec.in.container))
+		return ALLOW;
+	consider(&exec.match, exec.in.container.policy, RAW_SOCKET, BY_SOCKET);
+	if (exec.match.action == ACTION_IGNORE)
+		return ALLOW;
+	process = bpf_task_storage_get(&processes, leader, NULL, 0);
+	/* A tool was reported, and this is what such tools do. */
+	if (process && process->tool && exec.match.action != ACTION_BLOCK)
+		return ALLOW;
+	fill_running(&exec);
+	return report_or_deny(&exec);
 }
 
 SEC("tp_btf/sched_process_exec")
@@ -179,5 +233,32 @@ int BPF_PROG(pc_sched_exec, struct task_struct *task, int old_pid, struct linux_
 	fill_execution(&exec, argument(ctx, 2));
 	exec.argv = BPF_CORE_READ(task, mm, arg_start);
 	executed(&exec);
+	return 0;
+}
+
+/* States change in interrupts as well, but a connection is begun by the process that wants it. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(pc_tcp_connect, const struct sock *sock, int old_state, int new_state)
+{
+	struct execution exec = { .hook = HOOK_TCP_CONNECT };
+	u32 behaviour;
+
+	if (new_state != TCP_SYN_SENT)
+		return 0;
+	behaviour = connecting_behaviour();
+	if (!behaviour || !read_remote(&exec.match.remote, argument(ctx, 0)) || !is_ours(&exec, BACKEND_TRACEPOINT))
+		return 0;
+	consider(&exec.match, exec.in.container.policy, behaviour, BY_SOCKET);
+	if (exec.match.action == ACTION_IGNORE)
+		return 0;
+	fill_running(&exec);
+	report_or_kill(&exec);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(pc_sched_fork, struct task_struct *parent, struct task_struct *child)
+{
+	hand_on_talker(parent, child);
 	return 0;
 }

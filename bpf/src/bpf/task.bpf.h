@@ -23,19 +23,21 @@ struct match {
 };
 
 /*
- * The exec, or the mapping of code, at hand. It is passed to functions that are not static: the verifier looks at each of
+ * The exec at hand, or what a program that runs does. It is passed to functions that are not static: the verifier looks at each of
  * those once, and not again for every state of its caller, without which it would give up. Such a function may be given
  * memory but no kernel pointers, so these are integers, for the BPF_CORE_READ family only.
  */
 struct execution {
-	/* struct linux_binprm; 0 for a mapping. */
+	/* struct linux_binprm; 0 when nothing is executed. */
 	u64 bprm;
 	/* struct file. */
 	u64 file;
-	/* The string given to execve(2), in kernel memory; 0 for a mapping. */
+	/* The string given to execve(2), in kernel memory; 0 when nothing is executed. */
 	u64 filename;
 	/* The true argv; 0 while an exec is not final. */
 	u64 argv;
+	/* Where argv ends if nobody has counted it: that of a program that runs already. */
+	u64 argv_end;
 	u32 argc;
 	enum hook hook;
 	struct membership in;

@@ -167,14 +167,17 @@ mod tests {
             let pins = Pins::at(directory.path().join("v1"));
             fs::create_dir_all(pins.maps()).unwrap();
             fs::create_dir_all(pins.programs()).unwrap();
+            fs::create_dir_all(pins.node_links()).unwrap();
             // What the loader pins for each.
             match backend {
                 Backend::Lsm => {
-                    ["pc_bprm_check", "pc_bprm_committed", "pc_mmap_file"].map(|name| pins.program(name)).to_vec()
+                    let hooks = ["bprm_check", "bprm_committed", "mmap_file", "socket_connect", "socket_create"];
+                    hooks.map(|hook| pins.program(&format!("pc_{hook}"))).to_vec()
                 }
-                Backend::Tracepoint => vec![pins.tracepoint_link()],
+                Backend::Tracepoint => ["pc_sched_exec", "pc_tcp_connect"].map(|name| pins.node_link(name)).to_vec(),
             }
             .iter()
+            .chain([&pins.node_link("pc_sched_fork")])
             .for_each(|pin| fs::write(pin, "").unwrap());
             let set = set(backend, pins.directory().to_owned(), "/bin/sh".into());
             fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();

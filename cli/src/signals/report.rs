@@ -8,7 +8,7 @@ use crate::{
     escape::{shell_command, shell_word, text},
     output::{Screen, Tone},
     time::Time,
-    view::{Ancestor, Container, Mode, Origin, Process, Signal, Verdict},
+    view::{Ancestor, Container, Identification, Mode, Origin, Process, Signal, Verdict},
 };
 
 /// Signals from so many minutes before and after may belong to the same attack.
@@ -121,7 +121,7 @@ impl<W: Write> Report<'_, W> {
             self.safe("", &format!("({} of {} arguments were recorded)", process.argv.len(), process.argc))?;
         }
         if process.argv_unconfirmed {
-            self.safe("", "(read before the exec was final: another thread could have changed it)")?;
+            self.safe("", "(read where the process could have changed it)")?;
         }
         let cut = if process.filename_truncated { "…" } else { "" };
         self.safe("path given", &format!("{}{cut}", cut_path(&process.filename, false)))?;
@@ -182,12 +182,16 @@ impl<W: Write> Report<'_, W> {
 
     fn verdict(&mut self, signal: &Signal) -> io::Result<()> {
         self.section("Verdict")?;
-        let meaning = match signal.verdict {
-            Verdict::Detected => "seen; the policy asks for no more",
-            Verdict::WouldBlock => "it ran: in enforce mode it would have been stopped",
-            Verdict::Blocked => "the exec failed with EPERM; the program never ran",
-            Verdict::Killed => "ended by SIGKILL before its first user instruction",
-            Verdict::Unknown => "",
+        let socket = signal.identified_by.contains(&Identification::Socket);
+        let meaning = match (signal.verdict, socket) {
+            (Verdict::Detected, _) => "seen; the policy asks for no more",
+            (Verdict::WouldBlock, false) => "it ran: in enforce mode it would have been stopped",
+            (Verdict::WouldBlock, true) => "it went through: in enforce mode it would have been stopped",
+            (Verdict::Blocked, false) => "the exec failed with EPERM; the program never ran",
+            (Verdict::Blocked, true) => "the system call failed with EPERM",
+            (Verdict::Killed, false) => "ended by SIGKILL before its first user instruction",
+            (Verdict::Killed, true) => "ended by SIGKILL before it could send anything",
+            (Verdict::Unknown, _) => "",
         };
         let word = self.screen.paint(verdict_tone(signal.verdict), signal.verdict.word());
         let separator = if meaning.is_empty() { "" } else { ": " };
@@ -216,6 +220,12 @@ impl<W: Write> Report<'_, W> {
                 "is this usual for the workload?",
                 &format!("portcullis signals list --tool {tool} --image {image}"),
             )?;
+        }
+        let related: Vec<String> = signal.related.iter().map(u64::to_string).collect();
+        if let Some(newest) = related.last() {
+            let all = related.join(", ");
+            let question = format!("what did this process and its ancestors do before? (signals {all})");
+            self.step(&question, &format!("portcullis signals get {newest}"))?;
         }
         if let Some(time) = signal.time {
             let (since, until) = (time.plus_minutes(-AROUND_MINUTES), time.plus_minutes(AROUND_MINUTES));

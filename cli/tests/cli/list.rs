@@ -74,6 +74,7 @@ fn json_has_every_field() {
         "origin",
         "policy",
         "process",
+        "related",
         "remote",
         "rule",
         "severity",
@@ -95,6 +96,7 @@ fn json_has_every_field() {
     assert_eq!(json[0]["process"]["argvUnconfirmed"], true);
     assert_eq!(json[0]["process"]["places"], serde_json::json!(["temporary_directory", "upper_layer"]));
     assert_eq!(json[0]["remote"]["port"], 4444);
+    assert_eq!(json[0]["related"], serde_json::json!([3, 5]));
     assert_eq!(json[1]["remote"], Value::Null);
     assert_eq!(json[1]["severity"], "unknown");
     assert_eq!(json[1]["process"], Value::Null);

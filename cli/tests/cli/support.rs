@@ -255,6 +255,7 @@ pub fn signal(id: u64) -> Signal {
         backend: Backend::Lsm.into(),
         message: "nc was executed and blocked".into(),
         remote: Some(Endpoint { address: "203.0.113.7".into(), port: 4444 }),
+        related: vec![3, 5],
         ..Signal::default()
     }
 }

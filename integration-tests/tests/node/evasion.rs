@@ -141,6 +141,44 @@ const WAYS: [Way; 37] = [
     },
 ];
 
+const REFUSED: &str = "Connection refused";
+
+const fn shell(name: &'static str, script: &'static str) -> Way {
+    Way { tool: "shell_socket", ran: REFUSED, ..nc(name, "socket", script) }
+}
+
+/// No tool at all. They need a network, of which nothing but a closed port of the loopback is used.
+const SOCKET_WAYS: [Way; 8] = [
+    shell("bash and /dev/tcp", "bash -c ': </dev/tcp/127.0.0.1/1'"),
+    shell("bash and /dev/tcp by IPv6", "bash -c ': </dev/tcp/::1/1'"),
+    shell("copy of bash and /dev/tcp", "cp /usr/bin/bash x; ./x -c ': </dev/tcp/127.0.0.1/1'"),
+    shell(
+        "bash's child whose parent has ended",
+        "bash -c '(sleep 1; : </dev/tcp/127.0.0.1/1) 2>said &'; sleep 2; cat said",
+    ),
+    // There is no tracepoint at which a UDP socket is connected.
+    Way {
+        ran: "sent",
+        tracepoint: End::Missed,
+        ..shell("bash and /dev/udp", "bash -c 'echo x >/dev/udp/127.0.0.1/1 && echo sent'")
+    },
+    Way {
+        tool: "interpreter_socket",
+        ..shell(
+            "perl one-liner",
+            r#"perl -e 'socket(S, 2, 1, 0); connect(S, pack("Sna4x8", 2, 1, "\x7f\0\0\1")) or print "$!\n"'"#,
+        )
+    },
+    // Nor one at which any socket is made.
+    Way { tool: "raw_socket", ran: "opened", tracepoint: End::Missed, ..shell("raw socket", "/opt/evade open raw") },
+    Way {
+        tool: "raw_socket",
+        ran: "opened",
+        tracepoint: End::Missed,
+        ..shell("packet socket", "/opt/evade open packet")
+    },
+];
+
 /// Those that need more rights than a container has by default.
 const PRIVILEGED_WAYS: [Way; 3] = [
     nc("mount namespace of its own", "resolved_name", "busybox unshare -m /usr/bin/nc -h"),
@@ -269,6 +307,21 @@ pub fn every_privileged_way_ends_as_the_matrix_says(node: &Node) -> Result<()> {
     end_as_expected(node, &PRIVILEGED_WAYS, &["--privileged"])
 }
 
+/// Sockets of what is no tool, under a policy that cares about all of them.
+pub fn every_socket_ends_as_the_matrix_says(node: &Node) -> Result<()> {
+    let _policy = node.policy(
+        "apiVersion: portcullis.dev/v1\nkind: NetworkUtilityPolicy\nmetadata:\n  name: sockets\nspec:\n  mode: detect\n  rules:\n\
+         \x20 - tools: [shell_socket, interpreter_socket, raw_socket]\n    action: block\n  - categories: [dns]\n    action: alert\n",
+    )?;
+    end_as_expected(node, &SOCKET_WAYS, &["--net-host"])?;
+    // A program that a shell has started is no shell.
+    let container = node.container().mode("enforce").option("--net-host").start()?;
+    let outcomes = container.shell(&["/opt/evade connected /usr/bin/true", "perl -e 'print 1'", LAST.0])?;
+    ensure!(outcomes.iter().take(2).all(|outcome| outcome.status == 0), "{outcomes:?}");
+    ensure!(node.signals_until(container.id(), LAST.1)?.len() == 1, "a signal on an innocent socket");
+    Ok(())
+}
+
 /// Ten tools of the catalogue, and nothing but their names was needed.
 pub fn ten_tools_give_ten_signals(node: &Node) -> Result<()> {
     const TOOLS: [(&str, &str, &str); 10] = [
@@ -387,9 +440,12 @@ pub fn an_argument_that_changes_deceives_nobody(node: &Node) -> Result<()> {
 /// The other end of a reverse shell's connection.
 pub fn a_reverse_shell_tells_its_other_end(node: &Node) -> Result<()> {
     let container = node.container().option("--net-host").start()?;
-    container.exec(&["/opt/evade", "connected", "/usr/bin/dash", "-c", "true"])?;
+    // `nc -e` in effect: it is called like a tool, and it ends as a shell.
+    container.exec(&["sh", "-c", "cp /opt/evade /tmp/nc; /tmp/nc connected /usr/bin/dash -c true"])?;
     let signals = node.signals_until(container.id(), "reverse_shell")?;
-    let signal = signals.first().context("no signal")?;
+    let [tool, signal] = &signals[..] else { anyhow::bail!("{signals:#?}") };
+    ensure!(tool.tool() == "nc" && tool.related.is_empty(), "{tool:#?}");
+    ensure!(signal.related == [tool.id], "{signal:#?}");
     ensure!(signal.rule == "reverse_shell" && signal.severity == "high", "{signal:#?}");
     let remote = signal.remote.as_ref().context("no other end")?;
     ensure!(remote.address == "127.0.0.1" && remote.port != 0, "{signal:#?}");

@@ -316,7 +316,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 24] = [
+const TESTS: [Test; 25] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -334,6 +334,7 @@ const TESTS: [Test; 24] = [
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),
     ("every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
     ("every_privileged_way_ends_as_the_matrix_says", evasion::every_privileged_way_ends_as_the_matrix_says),
+    ("every_socket_ends_as_the_matrix_says", evasion::every_socket_ends_as_the_matrix_says),
     ("ten_tools_give_ten_signals", evasion::ten_tools_give_ten_signals),
     ("what_was_dropped_is_found_where_asked_for", evasion::what_was_dropped_is_found_where_asked_for),
     ("what_looks_alike_stays_silent", evasion::what_looks_alike_stays_silent),

@@ -7,6 +7,9 @@ pub struct Signal {
     /// What was found:
     /// "net_util_in_container"  a network utility was executed;
     /// "reverse_shell"          a shell or an interpreter with an internet socket as its standard input or output;
+    /// "shell_socket"           a shell connects an internet socket by itself (bash's /dev/tcp);
+    /// "interpreter_socket"     an interpreter of another language does;
+    /// "raw_socket"             a raw or packet socket is opened;
     /// "dropped_executable"     a program from outside the image that is no known tool;
     /// "container_unguarded"    a container runs without its guard.
     #[prost(string, tag = "2")]
@@ -17,7 +20,7 @@ pub struct Signal {
     pub verdict: i32,
     #[prost(message, optional, tag = "5")]
     pub time: ::core::option::Option<::prost_types::Timestamp>,
-    /// Unset for rules that are not about an execution. For those that are not about a tool its id is the rule's.
+    /// Unset for rules that are not about a process. For those that are not about a tool its id is the rule's.
     #[prost(message, optional, tag = "6")]
     pub tool: ::core::option::Option<Tool>,
     #[prost(enumeration = "Identification", repeated, tag = "7")]
@@ -46,6 +49,9 @@ pub struct Signal {
     /// The other end of the socket, for a finding about one that is connected.
     #[prost(message, optional, tag = "16")]
     pub remote: ::core::option::Option<Endpoint>,
+    /// Ids of earlier signals about the same process or an ancestor of it, the newest 16, oldest first.
+    #[prost(uint64, repeated, tag = "17")]
+    pub related: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Endpoint {
@@ -84,7 +90,7 @@ pub struct Process {
     /// Last component of the path given to execve(2).
     #[prost(string, tag = "6")]
     pub invoked_name: ::prost::alloc::string::String,
-    /// The path given to execve(2).
+    /// The path given to execve(2). Empty, as invoked_name, when the finding is not about an execution.
     #[prost(string, tag = "7")]
     pub filename: ::prost::alloc::string::String,
     #[prost(bool, tag = "8")]
@@ -100,8 +106,8 @@ pub struct Process {
     /// argv was longer than the 4096 bytes that are recorded.
     #[prost(bool, tag = "12")]
     pub argv_truncated: bool,
-    /// argv was read before the exec was final (it was blocked) and another thread could have changed
-    /// it in that moment. When false it is what the program got.
+    /// argv was read where the process could have changed it: before the exec was final (it was blocked), or
+    /// from a program that runs already. When false it is what the program got.
     #[prost(bool, tag = "13")]
     pub argv_unconfirmed: bool,
     #[prost(string, tag = "14")]
@@ -502,7 +508,7 @@ pub enum Backend {
     Unspecified = 0,
     /// BPF LSM programs on each container's cgroup.
     Lsm = 1,
-    /// One node-wide program on the sched_process_exec tracepoint.
+    /// Node-wide programs on tracepoints.
     Tracepoint = 2,
 }
 impl Backend {
@@ -548,6 +554,8 @@ pub enum Identification {
     Stdio = 7,
     /// The place that the file was executed from.
     Place = 8,
+    /// A socket that it opened.
+    Socket = 9,
 }
 impl Identification {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -565,6 +573,7 @@ impl Identification {
             Self::Mapping => "IDENTIFICATION_MAPPING",
             Self::Stdio => "IDENTIFICATION_STDIO",
             Self::Place => "IDENTIFICATION_PLACE",
+            Self::Socket => "IDENTIFICATION_SOCKET",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -579,6 +588,7 @@ impl Identification {
             "IDENTIFICATION_MAPPING" => Some(Self::Mapping),
             "IDENTIFICATION_STDIO" => Some(Self::Stdio),
             "IDENTIFICATION_PLACE" => Some(Self::Place),
+            "IDENTIFICATION_SOCKET" => Some(Self::Socket),
             _ => None,
         }
     }
