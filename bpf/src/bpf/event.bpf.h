@@ -117,44 +117,61 @@ static __always_inline void fill_paths(struct slot *slot, const struct execution
 		slot->event.flags |= CWD_TRUNCATED;
 }
 
+struct lineage_cursor {
+	const struct execution *exec;
+	struct slot *slot;
+	/* The process looked at. */
+	struct task_struct *task;
+};
+
+static long lineage_step(u32 step, struct lineage_cursor *c)
+{
+	const struct execution *exec = c->exec;
+	struct slot *slot = c->slot;
+	struct task_struct *task = c->task;
+	struct event *event = &slot->event;
+	struct process *process = bpf_task_storage_get(&processes, task, NULL, 0);
+	struct task_struct *parent;
+
+	if (process) {
+		u32 n = event->ancestors;
+
+		if (n >= ANCESTORS_MAX)
+			return 1;
+		if (n == 0 && process->exec_session)
+			event->flags |= EXEC_SESSION;
+		/* Where nothing is executed, the process's own image is the event's. */
+		if (step || exec->bprm) {
+			bpf_probe_read_kernel(slot->tail + n * sizeof(struct ancestor), sizeof(struct ancestor),
+					      &process->image);
+			event->ancestors = n + 1;
+		}
+	}
+	parent = task->real_parent->group_leader;
+	if (!is_member(parent, &exec->in)) {
+		event->flags &= ~LINEAGE_TRUNCATED;
+		if (event->ancestors == 0 && (u32)task->tgid != exec->in.container.init_pid)
+			event->flags |= EXEC_SESSION;
+		return 1;
+	}
+	c->task = parent;
+	return 0;
+}
+
 /*
  * Every image that led here, nearest first: the one that called execve(2) if it was itself executed in this container,
- * then the parents'. A process that only forked has no image of its own. What the loop counts and finds out is kept in
- * the event, not in variables: the verifier takes memory for unknown and so does not follow each count's path apart.
+ * then the parents'. A process that only forked has no image of its own.
  */
 static __always_inline void fill_lineage(struct slot *slot, const struct execution *exec)
 {
-	struct task_struct *task = bpf_get_current_task_btf()->group_leader;
-	struct event *event = &slot->event;
+	struct lineage_cursor cursor = {
+		.exec = exec,
+		.slot = slot,
+		.task = bpf_get_current_task_btf()->group_leader,
+	};
 
-	event->flags |= LINEAGE_TRUNCATED;
-	for (int i = 0; i < 2 * ANCESTORS_MAX; i++) {
-		struct process *process = bpf_task_storage_get(&processes, task, NULL, 0);
-		struct task_struct *parent;
-
-		if (process) {
-			u32 n = event->ancestors;
-
-			if (n >= ANCESTORS_MAX)
-				return;
-			if (n == 0 && process->exec_session)
-				event->flags |= EXEC_SESSION;
-			/* Where nothing is executed, the process's own image is the event's. */
-			if (i || exec->bprm) {
-				bpf_probe_read_kernel(slot->tail + n * sizeof(struct ancestor), sizeof(struct ancestor),
-						      &process->image);
-				event->ancestors = n + 1;
-			}
-		}
-		parent = task->real_parent->group_leader;
-		if (!is_member(parent, &exec->in)) {
-			event->flags &= ~LINEAGE_TRUNCATED;
-			if (event->ancestors == 0 && (u32)task->tgid != exec->in.container.init_pid)
-				event->flags |= EXEC_SESSION;
-			return;
-		}
-		task = parent;
-	}
+	slot->event.flags |= LINEAGE_TRUNCATED;
+	bpf_loop(2 * ANCESTORS_MAX, lineage_step, &cursor, 0);
 }
 
 static __always_inline void fill_argv(struct slot *slot, const struct execution *exec, u32 offset)
