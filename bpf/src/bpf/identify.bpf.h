@@ -96,7 +96,7 @@ static __always_inline void consider_command(struct execution *exec, enum kind r
 __attribute__((noinline)) int identify(struct execution *exec)
 {
 	struct match *match;
-	u32 policy;
+	u32 policy, pattern;
 
 	if (!exec)
 		return 0;
@@ -119,6 +119,13 @@ __attribute__((noinline)) int identify(struct execution *exec)
 		consider(match, policy, REVERSE_SHELL, BY_STDIO);
 	if (!match->action && match->place & (PLACE_UPPER_LAYER | PLACE_MEMFD) && !is_runtime(&exec->in.container))
 		consider(match, policy, DROPPED_EXECUTABLE, BY_PLACE);
+	/*
+	 * Last: the agent may yet make an exception of it, and what another rule says must not go with it. Of equal actions the
+	 * first is reported.
+	 */
+	pattern = comm_pattern(exec);
+	if (pattern)
+		consider(match, policy, pattern, BY_PATTERN);
 	return 0;
 }
 

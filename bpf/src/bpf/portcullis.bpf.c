@@ -12,7 +12,7 @@
  *                      instruction in user space.
  *
  * Parts: maps.bpf.h, task.bpf.h (whose is it), identify.bpf.h (what is it) with fingerprint.bpf.h (by its content),
- * command.bpf.h (by what it was told to run) and place.bpf.h (where it is), path/argv/process.bpf.h (what is to tell about
+ * command.bpf.h (by what it was told to run), comm.bpf.h (by a pattern of its comm) and place.bpf.h (where it is), path/argv/process.bpf.h (what is to tell about
  * it), event.bpf.h (telling). Each helper's failure is counted.
  */
 #include "vmlinux_min.h"
@@ -31,6 +31,7 @@
 #include "fingerprint.bpf.h"
 #include "command.bpf.h"
 #include "place.bpf.h"
+#include "comm.bpf.h"
 #include "identify.bpf.h"
 #include "event.bpf.h"
 
