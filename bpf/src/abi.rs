@@ -44,7 +44,7 @@ impl NameKey {
     }
 }
 
-/// A policy's pattern of comm: key of `comm_patterns` together with how many of its bits count.
+/// What a key of `comm_patterns` holds besides the number of bits that count.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Comm {
@@ -54,9 +54,18 @@ pub struct Comm {
     pub comm: [u8; COMM_LEN],
 }
 
-impl Comm {
-    /// A whole name, or how names begin, as bits and key; `None` if it is empty, too long, or holds a NUL or a slash.
-    pub fn new(policy: u32, name: &str, whole: bool) -> Option<(u32, Self)> {
+/// A policy's pattern of comm as a key of `comm_patterns`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CommKey {
+    /// How many bits of `comm` count.
+    pub bits: u32,
+    /// The policy and the name, or its beginning.
+    pub comm: Comm,
+}
+
+impl CommKey {
+    /// A whole name, or how names begin, as a key; `None` if it is empty, too long, or holds a NUL or a slash.
+    pub fn new(policy: u32, name: &str, whole: bool) -> Option<Self> {
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes.contains(&0) || bytes.contains(&b'/') {
             return None;
@@ -65,7 +74,7 @@ impl Comm {
         comm.get_mut(..COMM_LEN - 1)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
         // A name's NUL is what tells it from a beginning.
         let bytes = size_of::<u32>() + bytes.len() + usize::from(whole);
-        Some((u32::try_from(8 * bytes).ok()?, Self { policy, comm }))
+        Some(Self { bits: u32::try_from(8 * bytes).ok()?, comm: Comm { policy, comm } })
     }
 }
 
@@ -688,12 +697,15 @@ mod tests {
 
     #[test]
     fn patterns_of_comm_count_the_bits_that_matter() {
-        let bits = |name: &str, whole| Comm::new(7, name, whole).map(|(bits, _)| bits);
+        let bits = |name: &str, whole| CommKey::new(7, name, whole).map(|key| key.bits);
         assert_eq!((bits("nc", true), bits("nc", false)), (Some(8 * (4 + 3)), Some(8 * (4 + 2))));
         assert_eq!(bits(&"n".repeat(COMM_LEN - 1), true), Some(8 * (4 + 16)));
-        assert_eq!(Comm::new(7, "nc", true).unwrap().1, Comm { policy: 7, comm: *b"nc\0\0\0\0\0\0\0\0\0\0\0\0\0\0" });
+        assert_eq!(
+            CommKey::new(7, "nc", true).unwrap().comm,
+            Comm { policy: 7, comm: *b"nc\0\0\0\0\0\0\0\0\0\0\0\0\0\0" }
+        );
         for bad in ["", "a/b", "a\0b", &"n".repeat(COMM_LEN)] {
-            assert!(Comm::new(7, bad, true).is_none(), "{bad:?}");
+            assert!(CommKey::new(7, bad, true).is_none(), "{bad:?}");
         }
     }
 

@@ -5,7 +5,10 @@ use std::{collections::HashSet, hash::Hash};
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key};
 
 use crate::{
-    abi::{Action, COUNTERS, Comm, FingerprintKey, Identity, LoaderOption, NameKey, NamePrefix, PREFIXES_MAX, RuleKey},
+    abi::{
+        Action, COUNTERS, Comm, CommKey, FingerprintKey, Identity, LoaderOption, NameKey, NamePrefix, PREFIXES_MAX,
+        RuleKey,
+    },
     guard::{GuardError, open_hash, open_map},
     pins::Pins,
 };
@@ -21,8 +24,8 @@ pub struct Content {
     pub loader_options: Vec<(NameKey, LoaderOption)>,
     /// How multi-call programs' own names begin. Those beyond [`PREFIXES_MAX`] have no effect.
     pub multicall_prefixes: Vec<NamePrefix>,
-    /// Bits that count and pattern of comm to the pattern's id.
-    pub comm_patterns: Vec<((u32, Comm), u32)>,
+    /// Pattern of comm to the pattern's id.
+    pub comm_patterns: Vec<(CommKey, u32)>,
     /// Policy and tool, or pattern, to action.
     pub rules: Vec<(RuleKey, Action)>,
 }
@@ -86,15 +89,15 @@ impl Tables {
         remove_others(&mut self.rules, "rules", &rules, |_| true)
     }
 
-    fn replace_comm_patterns(&mut self, wanted: &[((u32, Comm), u32)]) -> Result<(), MapError> {
-        for ((bits, comm), pattern) in wanted {
-            self.comm_patterns.insert(&Key::new(*bits, *comm), pattern, 0)?;
+    fn replace_comm_patterns(&mut self, wanted: &[(CommKey, u32)]) -> Result<(), MapError> {
+        for (key, pattern) in wanted {
+            self.comm_patterns.insert(&Key::new(key.bits, key.comm), pattern, 0)?;
         }
-        let wanted: HashSet<(u32, Comm)> = wanted.iter().map(|(key, _)| *key).collect();
+        let wanted: HashSet<CommKey> = wanted.iter().map(|(key, _)| *key).collect();
         let known: Vec<Key<Comm>> = self.comm_patterns.keys().collect::<Result<_, _>>()?;
         known
             .iter()
-            .filter(|key| !wanted.contains(&(key.prefix_len(), key.data())))
+            .filter(|key| !wanted.contains(&CommKey { bits: key.prefix_len(), comm: key.data() }))
             .try_for_each(|key| self.comm_patterns.remove(key))
     }
 

@@ -87,7 +87,8 @@ words! {
         Loader = "loader",
         Mapping = "mapping",
         Stdio = "stdio",
-        Place = "place"
+        Place = "place",
+        Pattern = "pattern"
     }
 }
 words! {

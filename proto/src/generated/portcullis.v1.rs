@@ -323,6 +323,9 @@ pub struct GetStatusResponse {
     /// Set when the newest policy or catalogue files could not be used and older ones are in force.
     #[prost(string, tag = "14")]
     pub policy_error: ::prost::alloc::string::String,
+    /// Named counters of the events that the policy's exceptions kept from becoming signals: no losses.
+    #[prost(map = "string, uint64", tag = "15")]
+    pub suppressed: ::std::collections::HashMap<::prost::alloc::string::String, u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Check {
@@ -548,6 +551,8 @@ pub enum Identification {
     Stdio = 7,
     /// The place that the file was executed from.
     Place = 8,
+    /// Its comm, by a pattern of the policy's.
+    Pattern = 10,
 }
 impl Identification {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -565,6 +570,7 @@ impl Identification {
             Self::Mapping => "IDENTIFICATION_MAPPING",
             Self::Stdio => "IDENTIFICATION_STDIO",
             Self::Place => "IDENTIFICATION_PLACE",
+            Self::Pattern => "IDENTIFICATION_PATTERN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -579,6 +585,7 @@ impl Identification {
             "IDENTIFICATION_MAPPING" => Some(Self::Mapping),
             "IDENTIFICATION_STDIO" => Some(Self::Stdio),
             "IDENTIFICATION_PLACE" => Some(Self::Place),
+            "IDENTIFICATION_PATTERN" => Some(Self::Pattern),
             _ => None,
         }
     }
