@@ -8,25 +8,22 @@
 
 /*
  * The id of the policy's longest pattern that comm matches; 0 for none. Once the exec is final the kernel has set comm, and
- * nothing can have changed it yet; before that it is still the caller's, and is told in advance.
+ * nothing can have changed it yet; before that it is still the caller's, and the name that it is invoked by tells it in advance.
  *
- * Not inline, so that its key and name take no room on the caller's stack; not static, so that the verifier looks at it once.
+ * Not inline, so that its key takes no room on the caller's stack; not static, so that the verifier looks at it once.
  */
-__attribute__((noinline)) u32 comm_pattern(const struct execution *exec)
+__attribute__((noinline)) u32 comm_pattern(const struct execution *exec, const struct name_key *invoked)
 {
 	struct comm_key key = { .bits = 8 * (sizeof(key) - sizeof(key.bits)) };
-	struct basename base = {};
 	u32 *pattern;
 
-	if (!exec)
+	if (!exec || !invoked)
 		return 0;
 	key.policy = exec->in.container.policy;
-	if (exec->argv) {
+	if (exec->argv)
 		bpf_get_current_comm(key.comm, COMM_LEN);
-	} else {
-		read_kernel_basename(exec->filename, &base);
-		__builtin_memcpy(key.comm, base.key.name, COMM_LEN - 1);
-	}
+	else
+		__builtin_memcpy(key.comm, invoked->name, COMM_LEN - 1);
 	pattern = bpf_map_lookup_elem(&comm_patterns, &key);
 	return pattern ? *pattern : 0;
 }
