@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
 use portcullis_bpf::{Backend, contents::Contents, pins::Pins, probe};
-use portcullis_policy::policyset;
+use portcullis_policy::{catalog::Catalog, policyset};
 use portcullis_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -52,9 +52,14 @@ pub struct Prepared {
 pub fn prepare(config: Config) -> anyhow::Result<Prepared> {
     let catalog = additions::load(&config.catalog_dir)?;
     let policy = policies::load(&config.policy_dir, &catalog)?;
-    let tools = Tools::new(catalog, policy.severities.clone());
+    let tools = Tools::new(known(catalog, &policy));
     let socket_group = config.socket.group.as_deref().map(api::socket::group_id).transpose()?;
     Ok(Prepared { config, tools, policy, socket_group })
+}
+
+/// What signals need of both.
+fn known(catalog: Catalog, policy: &Loaded) -> Known {
+    Known { catalog, severities: policy.severities.clone(), comm: policy.comm.clone() }
 }
 
 /// The running agent.
@@ -174,7 +179,7 @@ impl App {
         let catalog = additions::load(&self.config.catalog_dir)?;
         let policy = policies::load(&self.config.policy_dir, &catalog)?;
         // Before the tables: an event about a new tool may come at once.
-        let former = self.tools.replace(Known { catalog, severities: policy.severities.clone() });
+        let former = self.tools.replace(known(catalog, &policy));
         if let Err(error) = self.kernel.replace(&policy) {
             self.tools.replace(former);
             return Err(error).context("filling the kernel's tables");

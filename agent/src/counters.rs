@@ -1,4 +1,5 @@
-//! What the agent itself dropped, refused or fell back on: all zero on a healthy node.
+//! What the agent itself dropped, refused or fell back on: all zero on a healthy node. And what it left out because the policy
+//! says so: no loss, but told.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,49 +25,70 @@ impl Counter {
 }
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    (
+        losses { $($(#[$loss_doc:meta])* $loss:ident,)* }
+        suppressed { $($(#[$suppressed_doc:meta])* $suppressed:ident,)* }
+    ) => {
         /// The agent's counters since it started.
         #[derive(Debug, Default)]
-        pub struct Counters { $($(#[$doc])* pub $name: Counter,)* }
+        pub struct Counters {
+            $($(#[$loss_doc])* pub $loss: Counter,)*
+            $($(#[$suppressed_doc])* pub $suppressed: Counter,)*
+        }
 
         impl Counters {
-            /// Name and value of each.
-            pub fn all(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name.get()),)*]
+            /// Name and value of each that is zero on a healthy node.
+            pub fn losses(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($loss), self.$loss.get()),)*]
+            }
+
+            /// Name and value of each that says how many events the policy's exceptions kept from becoming signals.
+            pub fn suppressed(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($suppressed), self.$suppressed.get()),)*]
             }
         }
     };
 }
 
 counters! {
-    /// Records of the ring buffer that are no event.
-    decode_errors,
-    /// Events of a container without a record: their signals carry the cgroup id only.
-    events_without_record,
-    /// Signals that the store could not take.
-    store_dropped,
-    /// Events that were stored already.
-    duplicates,
-    /// Signals removed before their age because the database had outgrown its limit.
-    expired_by_size,
-    /// Databases moved aside because they were corrupt.
-    store_replaced,
-    /// Container records that could not be read.
-    records_invalid,
-    /// Container records beyond the number that is kept.
-    records_over_limit,
-    /// Overflows of the watch on the record directory, each repaired by reading it anew.
-    records_rescanned,
-    /// Containers whose tools' contents could not be learnt: they are recognised by their names only.
-    contents_unknown,
-    /// Containers found ended without their shim having said so.
-    containers_abandoned,
-    /// Guards left behind without record and without cgroup, removed.
-    guards_orphaned,
-    /// Guards that could not be removed.
-    release_errors,
-    /// Questions for a container's image that containerd did not answer.
-    images_unanswered,
-    /// Signals stored without their container's image because it did not become known in time.
-    signals_without_image,
+    losses {
+        /// Records of the ring buffer that are no event.
+        decode_errors,
+        /// Events of a container without a record: their signals carry the cgroup id only.
+        events_without_record,
+        /// Signals that the store could not take.
+        store_dropped,
+        /// Events that were stored already.
+        duplicates,
+        /// Signals removed before their age because the database had outgrown its limit.
+        expired_by_size,
+        /// Databases moved aside because they were corrupt.
+        store_replaced,
+        /// Container records that could not be read.
+        records_invalid,
+        /// Container records beyond the number that is kept.
+        records_over_limit,
+        /// Overflows of the watch on the record directory, each repaired by reading it anew.
+        records_rescanned,
+        /// Containers whose tools' contents could not be learnt: they are recognised by their names only.
+        contents_unknown,
+        /// Containers found ended without their shim having said so.
+        containers_abandoned,
+        /// Guards left behind without record and without cgroup, removed.
+        guards_orphaned,
+        /// Guards that could not be removed.
+        release_errors,
+        /// Questions for a container's image that containerd did not answer.
+        images_unanswered,
+        /// Signals stored without their container's image because it did not become known in time.
+        signals_without_image,
+        /// Reported executions forgotten before their time, of which a repeat is reported once more.
+        repeats_forgotten,
+    }
+    suppressed {
+        /// One of the arguments contained what the rule excepts.
+        excepted_arguments,
+        /// Repeats of what was reported within the rule's time.
+        excepted_repeats,
+    }
 }

@@ -1,17 +1,17 @@
 //! The operator's policy: found, parsed and compiled, without touching the node.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
 
 use portcullis_bpf::{
-    abi::{self, Identity, LoaderOption, NameKey, NamePrefix, RuleKey},
+    abi::{self, CommKey, Identity, LoaderOption, NameKey, NamePrefix, RuleKey},
     tables::Content,
 };
 use portcullis_policy::{
     catalog::{Catalog, Kind, Severity},
-    compile::compile,
+    compile::{CommRule, compile},
     policyset::PolicyEntry,
     source::{Action, SHIPPED_DEFAULT, SourceError, parse},
 };
@@ -34,6 +34,8 @@ pub struct Loaded {
     pub catalog: u32,
     /// For signals: tool to severity, where the policy gives one.
     pub severities: HashMap<u32, Severity>,
+    /// For signals: policy and pattern to what its rule says.
+    pub comm: BTreeMap<(u32, u32), CommRule>,
 }
 
 /// Why there is no policy.
@@ -82,8 +84,25 @@ pub fn load(directory: &Path, catalog: &Catalog) -> Result<Loaded, PolicyError> 
         .into_iter()
         .map(|((policy, tool), action)| (RuleKey { policy, tool }, kernel_action(action)))
         .collect();
-    let tables = Content { rules, ..known(catalog)? };
-    Ok(Loaded { source, entry: compiled.entry, tables, catalog: catalog.version(), severities: compiled.severities })
+    let tables = Content { rules, comm_patterns: comm_patterns(&compiled.comm)?, ..known(catalog)? };
+    Ok(Loaded {
+        source,
+        entry: compiled.entry,
+        tables,
+        catalog: catalog.version(),
+        severities: compiled.severities,
+        comm: compiled.comm,
+    })
+}
+
+/// A policy's patterns, for the kernel.
+fn comm_patterns(rules: &BTreeMap<(u32, u32), CommRule>) -> Result<Vec<(CommKey, u32)>, PolicyError> {
+    let key = |policy, rule: &CommRule| {
+        let pattern = &rule.pattern;
+        let too_long = || PolicyError::Name { name: pattern.to_string() };
+        CommKey::new(policy, pattern.name(), pattern.is_whole()).ok_or_else(too_long)
+    };
+    rules.iter().map(|((policy, id), rule)| Ok((key(*policy, rule)?, *id))).collect()
 }
 
 /// What the catalogue knows, for the kernel.
@@ -133,6 +152,8 @@ fn kernel_action(action: Action) -> abi::Action {
 mod tests {
     use std::fs;
 
+    use portcullis_policy::source::SHIPPED_UPSTREAM;
+
     use super::*;
 
     #[test]
@@ -162,6 +183,7 @@ mod tests {
         assert_eq!(portcullis_policy::catalog::PREFIX_MAX, NamePrefix::MAX);
         assert_eq!(portcullis_policy::catalog::PREFIXES_MAX, abi::PREFIXES_MAX);
         assert_eq!(portcullis_policy::catalog::NAME_MAX, abi::NAME_LEN - 2);
+        assert_eq!(portcullis_policy::comm::COMM_MAX, abi::COMM_LEN - 1);
         let content = known(&catalog).unwrap();
         assert_eq!(content.names.len(), catalog.names().count());
         assert_eq!(content.multicall_prefixes.len(), 2);
@@ -178,6 +200,20 @@ mod tests {
             content.fingerprints.contains(&(0x0123_4567_89ab_cdef, Identity { id: nc, kind: abi::Kind::Tool as u32 }))
         );
         assert_eq!(kind_of(0xff), Some(abi::Kind::Shell as u32));
+    }
+
+    #[test]
+    fn patterns_reach_the_kernel_with_their_actions() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("p.yaml"), SHIPPED_UPSTREAM).unwrap();
+        let loaded = load(directory.path(), &Catalog::shipped().unwrap()).unwrap();
+        assert_eq!((loaded.tables.comm_patterns.len(), loaded.tables.rules.len()), (10, 10));
+        for (key, id) in &loaded.tables.comm_patterns {
+            let rule = &loaded.comm[&(POLICY_ID, *id)];
+            assert_eq!(CommKey::new(POLICY_ID, rule.pattern.name(), rule.pattern.is_whole()), Some(*key));
+            assert!(loaded.tables.rules.contains(&(RuleKey { policy: POLICY_ID, tool: *id }, abi::Action::Alert)));
+        }
+        assert!(load(Path::new("/nonexistent"), &Catalog::shipped().unwrap()).unwrap().tables.comm_patterns.is_empty());
     }
 
     #[test]

@@ -29,7 +29,7 @@ const CRI: &str = "io.kubernetes.cri.";
 
 /// The signal of an event. The container is `None` when it has no record.
 pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, offset: BootOffset) -> v1::Signal {
-    let (tool, severity) = tool_message(event.tool, tools);
+    let (tool, severity) = tool_message(event, tools);
     let record = container.map(|container| container.record.as_ref());
     let verdict = verdict(event.verdict);
     let argv: Vec<String> = event.argv.iter().map(|argument| text::lossy(argument)).collect();
@@ -212,6 +212,7 @@ fn identifications(bits: u32) -> Vec<i32> {
         (identified_by::STDIO, v1::Identification::Stdio),
         (identified_by::PLACE, v1::Identification::Place),
         (identified_by::SOCKET, v1::Identification::Socket),
+        (identified_by::PATTERN, v1::Identification::Pattern),
     ]
     .into_iter()
     .filter(|(bit, _)| bits & bit != 0)
@@ -228,10 +229,11 @@ fn verdict(verdict: Verdict) -> v1::Verdict {
     }
 }
 
-fn tool_message(kernel_id: u32, tools: &Tools) -> (v1::Tool, v1::Severity) {
-    let Some((tool, level)) = tools.get(kernel_id) else {
-        // The kernel's tables held another catalogue.
-        let tool = v1::Tool { id: format!("tool-{kernel_id}"), category: "unknown".to_owned(), techniques: Vec::new() };
+fn tool_message(event: &Event, tools: &Tools) -> (v1::Tool, v1::Severity) {
+    let Some((tool, level)) = tools.of(event) else {
+        // The kernel's tables held another catalogue, or another policy's patterns.
+        let tool =
+            v1::Tool { id: format!("tool-{}", event.tool), category: "unknown".to_owned(), techniques: Vec::new() };
         return (tool, v1::Severity::Medium);
     };
     (v1::Tool { id: tool.id, category: tool.category, techniques: tool.techniques }, severity(level))
@@ -268,7 +270,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{clock, testing};
+    use crate::{clock, testing, tools::Known};
 
     fn container(cgroup_id: u64) -> Container {
         let mut record = testing::record(cgroup_id, "c1");
@@ -279,7 +281,7 @@ mod tests {
     }
 
     fn tools() -> Tools {
-        Tools::new(catalog::Catalog::shipped().unwrap(), [].into())
+        Tools::new(Known { catalog: catalog::Catalog::shipped().unwrap(), ..Known::default() })
     }
 
     /// The kernel's id of a tool.
@@ -349,7 +351,9 @@ mod tests {
         let severity =
             |tools: &Tools| from_event(&testing::event(42, nc, 10), None, tools, BootOffset::now()).severity();
         assert_eq!(severity(&tools), v1::Severity::High);
-        let lower = Tools::new(catalog::Catalog::shipped().unwrap(), [(nc, catalog::Severity::Low)].into());
+        let catalog = catalog::Catalog::shipped().unwrap();
+        let lower =
+            Tools::new(Known { catalog, severities: [(nc, catalog::Severity::Low)].into(), ..Known::default() });
         assert_eq!(severity(&lower), v1::Severity::Low);
     }
 

@@ -7,10 +7,12 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// `PORTCULLIS_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// `NAME_LEN`: bytes of a name in the tables, including at least one NUL.
 pub const NAME_LEN: usize = 64;
+/// `COMM_LEN`: bytes of a task's comm, including its NUL.
+pub const COMM_LEN: usize = 16;
 const PATH_LEN: usize = 256;
 const TTY_LEN: usize = 32;
 /// `ARGV_LEN`: bytes of arguments that an event holds at most.
@@ -39,6 +41,40 @@ impl NameKey {
         let mut key = [0; NAME_LEN];
         key.get_mut(..NAME_LEN - 2)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(Self(key))
+    }
+}
+
+/// What a key of `comm_patterns` holds besides the number of bits that count.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Comm {
+    /// Policy id.
+    pub policy: u32,
+    /// The name or its beginning; the rest is 0.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A policy's pattern of comm as a key of `comm_patterns`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CommKey {
+    /// How many bits of `comm` count.
+    pub bits: u32,
+    /// The policy and the name, or its beginning.
+    pub comm: Comm,
+}
+
+impl CommKey {
+    /// A whole name, or how names begin, as a key; `None` if it is empty, too long, or holds a NUL or a slash.
+    pub fn new(policy: u32, name: &str, whole: bool) -> Option<Self> {
+        let bytes = name.as_bytes();
+        if bytes.is_empty() || bytes.contains(&0) || bytes.contains(&b'/') {
+            return None;
+        }
+        let mut comm = [0; COMM_LEN];
+        comm.get_mut(..COMM_LEN - 1)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        // A name's NUL is what tells it from a beginning.
+        let bytes = size_of::<u32>() + bytes.len() + usize::from(whole);
+        Some(Self { bits: u32::try_from(8 * bytes).ok()?, comm: Comm { policy, comm } })
     }
 }
 
@@ -139,6 +175,8 @@ pub struct ContainerStats {
 // SAFETY: these are repr(C) structs of integers or bytes without padding (tests/abi.rs checks offsets and sizes
 // against the kernel object's BTF), so every bit pattern is valid and no uninitialised byte is read.
 unsafe impl aya::Pod for NameKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Comm {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Identity {}
 // SAFETY: as above.
@@ -293,6 +331,8 @@ pub mod identified_by {
     pub const PLACE: u32 = 1 << 7;
     /// A socket that it opened.
     pub const SOCKET: u32 = 1 << 8;
+    /// Its comm, by one of the policy's patterns.
+    pub const PATTERN: u32 = 1 << 9;
 }
 
 /// `enum place`, bits: where the executed file is.
@@ -667,6 +707,20 @@ mod tests {
         let mut bounds = record(0, b"");
         bounds[ancestors..ancestors + 4].copy_from_slice(&1_000_000u32.to_ne_bytes());
         assert!(matches!(Event::decode(&bounds), Err(DecodeError::Bounds { .. })));
+    }
+
+    #[test]
+    fn patterns_of_comm_count_the_bits_that_matter() {
+        let bits = |name: &str, whole| CommKey::new(7, name, whole).map(|key| key.bits);
+        assert_eq!((bits("nc", true), bits("nc", false)), (Some(8 * (4 + 3)), Some(8 * (4 + 2))));
+        assert_eq!(bits(&"n".repeat(COMM_LEN - 1), true), Some(8 * (4 + 16)));
+        assert_eq!(
+            CommKey::new(7, "nc", true).unwrap().comm,
+            Comm { policy: 7, comm: *b"nc\0\0\0\0\0\0\0\0\0\0\0\0\0\0" }
+        );
+        for bad in ["", "a/b", "a\0b", &"n".repeat(COMM_LEN)] {
+            assert!(CommKey::new(7, bad, true).is_none(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -37,8 +37,9 @@ pub fn object() -> &'static [u8] {
 const SLOTS_PER_CPU: u32 = 4;
 
 /// The maps that outlive the agent.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     "build_id",
+    "comm_patterns",
     "container_stats",
     "containers",
     "counters",

@@ -2,10 +2,13 @@
 
 use std::{collections::HashSet, hash::Hash};
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key};
 
 use crate::{
-    abi::{Action, COUNTERS, FingerprintKey, Identity, LoaderOption, NameKey, NamePrefix, PREFIXES_MAX, RuleKey},
+    abi::{
+        Action, COUNTERS, Comm, CommKey, FingerprintKey, Identity, LoaderOption, NameKey, NamePrefix, PREFIXES_MAX,
+        RuleKey,
+    },
     guard::{GuardError, open_hash, open_map},
     pins::Pins,
 };
@@ -21,7 +24,9 @@ pub struct Content {
     pub loader_options: Vec<(NameKey, LoaderOption)>,
     /// How multi-call programs' own names begin. Those beyond [`PREFIXES_MAX`] have no effect.
     pub multicall_prefixes: Vec<NamePrefix>,
-    /// Policy and tool to action.
+    /// Pattern of comm to the pattern's id.
+    pub comm_patterns: Vec<(CommKey, u32)>,
+    /// Policy and tool, or pattern, to action.
     pub rules: Vec<(RuleKey, Action)>,
 }
 
@@ -31,6 +36,7 @@ pub struct Tables {
     fingerprints: HashMap<MapData, FingerprintKey, Identity>,
     loader_options: HashMap<MapData, NameKey, u32>,
     multicall_prefixes: Array<MapData, NamePrefix>,
+    comm_patterns: LpmTrie<MapData, Comm, u32>,
     rules: HashMap<MapData, RuleKey, u32>,
     counters: PerCpuArray<MapData, [u64; COUNTERS.len()]>,
 }
@@ -45,6 +51,9 @@ impl Tables {
             multicall_prefixes: open_map(pins, "multicall_prefixes")?
                 .try_into()
                 .map_err(|source| GuardError::Map { name: "multicall_prefixes", source })?,
+            comm_patterns: open_map(pins, "comm_patterns")?
+                .try_into()
+                .map_err(|source| GuardError::Map { name: "comm_patterns", source })?,
             rules: open_hash(pins, "rules")?,
             counters: open_map(pins, "counters")?
                 .try_into()
@@ -71,10 +80,25 @@ impl Tables {
         insert(&mut self.fingerprints, "fingerprints", &fingerprints)?;
         insert(&mut self.loader_options, "loader_options", &options)?;
         insert(&mut self.rules, "rules", &rules)?;
+        // After the rules: what is found in it is looked up there.
+        self.replace_comm_patterns(&content.comm_patterns)
+            .map_err(|source| GuardError::Map { name: "comm_patterns", source })?;
         remove_others(&mut self.names, "names", &content.names, |_| true)?;
         remove_others(&mut self.fingerprints, "fingerprints", &fingerprints, |key| key.scope == 0)?;
         remove_others(&mut self.loader_options, "loader_options", &options, |_| true)?;
         remove_others(&mut self.rules, "rules", &rules, |_| true)
+    }
+
+    fn replace_comm_patterns(&mut self, wanted: &[(CommKey, u32)]) -> Result<(), MapError> {
+        for (key, pattern) in wanted {
+            self.comm_patterns.insert(&Key::new(key.bits, key.comm), pattern, 0)?;
+        }
+        let wanted: HashSet<CommKey> = wanted.iter().map(|(key, _)| *key).collect();
+        let known: Vec<Key<Comm>> = self.comm_patterns.keys().collect::<Result<_, _>>()?;
+        known
+            .iter()
+            .filter(|key| !wanted.contains(&CommKey { bits: key.prefix_len(), comm: key.data() }))
+            .try_for_each(|key| self.comm_patterns.remove(key))
     }
 
     /// What went wrong inside the programs since they were loaded: name and count.

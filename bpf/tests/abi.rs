@@ -3,13 +3,14 @@
 
 use std::{collections::BTreeMap, mem::offset_of};
 
+use aya::maps::lpm_trie::Key;
 use btf_rs::{Btf, Type};
 use object::{Object, ObjectSection};
 use portcullis_bpf::{
     Backend,
     abi::{
-        self, Action, Behaviour, Container, ContainerStats, Event, FingerprintKey, Hook, Identity, Kind, LoaderOption,
-        Mode, NameKey, NamePrefix, RuleKey, Verdict, flags, identified_by, place,
+        self, Action, Behaviour, Comm, Container, ContainerStats, Event, FingerprintKey, Hook, Identity, Kind,
+        LoaderOption, Mode, NameKey, NamePrefix, RuleKey, Verdict, flags, identified_by, place,
     },
     loader,
 };
@@ -59,6 +60,12 @@ fn assert_enum(name: &str, values: &[(&str, u32)]) {
 #[test]
 fn keys_and_values_of_maps() {
     assert_layout("name_key", size_of::<NameKey>(), &[("name", 0)]);
+    // aya's key of a trie begins with the number of bits and is packed.
+    assert_layout(
+        "comm_key",
+        size_of::<Key<Comm>>(),
+        &[("bits", 0), ("policy", 4 + offset_of!(Comm, policy)), ("comm", 4 + offset_of!(Comm, comm))],
+    );
     assert_layout(
         "rule_key",
         size_of::<RuleKey>(),
@@ -146,6 +153,7 @@ fn enums() {
             ("BY_STDIO", identified_by::STDIO),
             ("BY_PLACE", identified_by::PLACE),
             ("BY_SOCKET", identified_by::SOCKET),
+            ("BY_PATTERN", identified_by::PATTERN),
         ],
     );
     assert_enum(

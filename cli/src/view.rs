@@ -88,7 +88,8 @@ words! {
         Mapping = "mapping",
         Stdio = "stdio",
         Place = "place",
-        Socket = "socket"
+        Socket = "socket",
+        Pattern = "pattern"
     }
 }
 words! {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use portcullis_bpf::{
-    abi::{ANCESTORS_MAX, ARGV_LEN, Event, NAME_LEN, NameKey, NamePrefix, PREFIXES_MAX},
+    abi::{ANCESTORS_MAX, ARGV_LEN, CommKey, Event, NAME_LEN, NameKey, NamePrefix, PREFIXES_MAX},
     fingerprint::{HEAD_LEN, of_file, of_head},
 };
 use portcullis_policy::{
@@ -107,7 +107,14 @@ pub fn policy(data: &[u8]) {
             assert_eq!(compiled.entry.mode, policy.spec.mode);
             for ((id, tool), action) in compiled.rules {
                 assert_eq!(id, 7);
-                assert!(SHIPPED.tool(tool).is_some() && action != source::Action::Ignore);
+                let known = SHIPPED.tool(tool).is_some() || compiled.comm.contains_key(&(7, tool));
+                assert!(known && action != source::Action::Ignore);
+            }
+            for rule in compiled.comm.values() {
+                assert!(CommKey::new(7, rule.pattern.name(), rule.pattern.is_whole()).is_some());
+                assert_eq!(rule.pattern.to_string().parse(), Ok(rule.pattern.clone()));
+                let words = rule.exceptions.iter().flat_map(|exceptions| &exceptions.arguments);
+                assert!(words.into_iter().all(|word| !word.is_empty()));
             }
         }
         Err(error) => check_error("p.yaml", text, error.line, error.column, &error.to_string()),

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`catalog`] | the tools: names, category, ATT&CK techniques, severity (`catalog.toml`) |
 //! | [`source`] | the operator's policy files: YAML in, typed policy out, errors with line and column |
+//! | [`comm`] | executables named by a pattern of their comm |
+//! | [`exceptions`] | what a rule leaves out although it matches |
 //! | [`compile`] | catalogue and policies → kernel tables and the policy set |
 //! | [`policyset`] | what the agent publishes and the shim reads: which container gets which policy |
 //! | [`record`] | what the shim writes and the agent reads: which container a cgroup id belongs to |
@@ -14,7 +16,11 @@
 #[cfg(feature = "source")]
 pub mod catalog;
 #[cfg(feature = "source")]
+pub mod comm;
+#[cfg(feature = "source")]
 pub mod compile;
+#[cfg(feature = "source")]
+pub mod exceptions;
 pub mod policyset;
 pub mod record;
 #[cfg(feature = "source")]

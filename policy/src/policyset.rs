@@ -183,7 +183,7 @@ mod tests {
         PolicySet {
             format: FORMAT,
             backend: Backend::Lsm,
-            pins: "/sys/fs/bpf/portcullis/v2".into(),
+            pins: "/sys/fs/bpf/portcullis/v3".into(),
             inner_shim: "containerd-shim-runc-v2".into(),
             catalog: 1,
             default_policy: PolicyEntry {

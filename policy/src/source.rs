@@ -25,6 +25,9 @@ use crate::{
     policyset::{Mode, OnAttachFailure},
 };
 
+/// The published rule that Portcullis's own goes beyond, as a policy.
+pub const SHIPPED_UPSTREAM: &str = include_str!("../../config/policies/upstream-exact.yaml");
+
 /// The default policy that comes with Portcullis.
 pub const SHIPPED_DEFAULT: &str = include_str!("../../config/policies/default.yaml");
 
@@ -100,7 +103,8 @@ pub struct Spec {
     /// Whether a workload's annotation may turn enforce into detect. Default: no.
     #[serde(default)]
     pub allow_loosening: bool,
-    /// The first rule that names a tool decides; a tool that no rule names is ignored.
+    /// The first rule that names a tool decides, and of those that name a comm the first that it matches; what no rule
+    /// names is ignored. Where the one and the other kind name an execution, the stricter action holds.
     pub rules: Vec<Rule>,
 }
 
@@ -116,9 +120,9 @@ pub enum Action {
     Block,
 }
 
-/// One rule.
+/// One rule. It names tools of the catalogue or executables by their comm, not both.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
     /// Categories of the catalogue.
     #[serde(default)]
@@ -126,6 +130,14 @@ pub struct Rule {
     /// Tools of the catalogue, by id.
     #[serde(default)]
     pub tools: Vec<Spanned<String>>,
+    /// Executables by their comm; see [`crate::comm`].
+    #[serde(default)]
+    pub comm: Vec<Spanned<String>>,
+    /// Not those one of whose arguments, but the first, contains one of these.
+    #[serde(default)]
+    pub except_arguments: Vec<Spanned<String>>,
+    /// Not those whose arguments and parent were reported within this time.
+    pub except_repeats: Option<Spanned<String>>,
     /// What to do.
     pub action: Action,
     /// Instead of the catalogue's severity.

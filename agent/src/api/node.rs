@@ -22,7 +22,7 @@ impl NodeService for NodeApi {
                 Guard::Unguarded { .. } => unguarded += 1,
             }
         }
-        let losses = kernel.node().into_iter().chain(counters.all());
+        let losses = kernel.node().into_iter().chain(counters.losses());
         let (policies, policy_error) = policy.get();
         let last_signal_id = *store.last_id().borrow();
         Ok(Response::new(GetStatusResponse {
@@ -39,6 +39,7 @@ impl NodeService for NodeApi {
             signals_stored: store.stored(),
             last_signal_id,
             losses: losses.map(|(name, count)| (name.to_owned(), count)).collect(),
+            suppressed: counters.suppressed().into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),
             policy_error,
         }))
     }

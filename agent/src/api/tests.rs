@@ -261,6 +261,7 @@ async fn containers_and_status_tell_what_there_is() {
     bed.sources.containers.mark_ended(&RecordName::Cgroup(43), 9);
     bed.sources.policy.set_error("p.yaml:1:1: broken".into());
     bed.sources.counters.decode_errors.increment();
+    bed.sources.counters.excepted_repeats.increment();
     let mut client = ContainerServiceClient::new(bed.channel().await);
     let list = |include_ended| ListContainersRequest { include_ended };
     let running = client.list_containers(list(false)).await.unwrap().into_inner().containers;
@@ -273,6 +274,7 @@ async fn containers_and_status_tell_what_there_is() {
     let status = client.get_status(GetStatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.containers_guarded, status.containers_unguarded), (1, 0));
     assert_eq!((status.losses["events_lost"], status.losses["decode_errors"]), (5, 1));
+    assert_eq!((status.suppressed["excepted_repeats"], status.losses.get("excepted_repeats")), (1, None));
     assert_eq!(status.policy_error, "p.yaml:1:1: broken");
     let mode = std::fs::metadata(bed.directory.path().join(socket::FILE_NAME)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);

@@ -5,10 +5,12 @@
 //! | [`watch`] | inotify on the directory of records |
 //! | [`tracker`] | records into the table of containers, and out of it once their events are read |
 //! | [`sweep`] | what shims that died have left behind |
+//! | [`repeats`] | what a rule has reported of late |
 //!
 //! When the stage behind is busy this thread waits: events then stay in the ring buffer, which survives the agent, and
 //! what does not fit in there is counted by the kernel.
 
+mod repeats;
 mod sweep;
 mod tracker;
 mod watch;
@@ -21,7 +23,7 @@ use std::{
 };
 
 use portcullis_bpf::{
-    abi::Event,
+    abi::{Event, Verdict},
     guard::{Guard, GuardError},
     pins::Pins,
     ring::Events,
@@ -32,7 +34,7 @@ use rustix::{
 };
 use tokio::sync::mpsc;
 
-use self::{sweep::Sweep, tracker::Tracker, watch::Watch};
+use self::{repeats::Repeats, sweep::Sweep, tracker::Tracker, watch::Watch};
 use crate::{
     clock::BootOffset,
     containers::Containers,
@@ -91,6 +93,7 @@ pub struct EventLoop {
     sweep: Sweep,
     containers: Containers,
     tools: Tools,
+    repeats: Repeats,
     signals: mpsc::Sender<Pending>,
     counters: Arc<Counters>,
 }
@@ -116,7 +119,8 @@ impl EventLoop {
         let stop = Arc::new(stop);
         let sweep = Sweep::new(guard, pins.links(), Arc::clone(&counters));
         let handle = Stop(Arc::clone(&stop));
-        Ok((Self { ring, watch, stop, tracker, sweep, containers, tools, signals, counters }, handle))
+        let repeats = Repeats::default();
+        Ok((Self { ring, watch, stop, tracker, sweep, containers, tools, repeats, signals, counters }, handle))
     }
 
     /// Works until [`Stop::stop`].
@@ -194,7 +198,29 @@ impl EventLoop {
         Ok(false)
     }
 
+    /// Whether the policy excepts an event from what is reported. What was stopped is always told.
+    fn is_excepted(&mut self, event: &Event) -> bool {
+        if !matches!(event.verdict, Verdict::Detected | Verdict::WouldBlock) {
+            return false;
+        }
+        let Some(exceptions) = self.tools.exceptions(event) else { return false };
+        if exceptions.exclude(event.argv.iter().skip(1).map(Vec::as_slice)) {
+            self.counters.excepted_arguments.increment();
+            return true;
+        }
+        let Some(window) = exceptions.repeats else { return false };
+        let answer = self.repeats.judge(event, &exceptions, window);
+        self.counters.repeats_forgotten.add(answer.forgotten);
+        if answer.repeat {
+            self.counters.excepted_repeats.increment();
+        }
+        answer.repeat
+    }
+
     fn handle(&mut self, event: &Event, offset: BootOffset) -> Result<(), EventsError> {
+        if self.is_excepted(event) {
+            return Ok(());
+        }
         let name = RecordName::Cgroup(event.cgroup_id);
         let mut container = self.containers.get(&name);
         if container.is_none() {

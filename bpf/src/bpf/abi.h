@@ -8,13 +8,15 @@
 #ifndef PORTCULLIS_ABI_H
 #define PORTCULLIS_ABI_H
 
-#define PORTCULLIS_ABI_VERSION 2
+#define PORTCULLIS_ABI_VERSION 3
 
 /* Enums are members and values here: 32 bits each, on both sides. */
 #define ASSERT_ENUM_IS_U32(name) _Static_assert(sizeof(enum name) == sizeof(__u32), #name)
 
 /* Names are NUL-padded; a longer one can't be a catalogue entry. */
 #define NAME_LEN 64
+/* A task's comm, its NUL included: TASK_COMM_LEN. */
+#define COMM_LEN 16
 #define PATH_LEN 256
 #define TTY_LEN 32
 #define ARGV_LEN 4096
@@ -107,6 +109,8 @@ enum identified_by {
 	BY_PLACE = 1 << 7,
 	/* A socket that it opened. */
 	BY_SOCKET = 1 << 8,
+	/* Its comm, by one of the policy's patterns. */
+	BY_PATTERN = 1 << 9,
 };
 
 /* Bits of event.place: where the executed file is. */
@@ -148,6 +152,17 @@ enum event_flags {
 /* Key of `names`. */
 struct name_key {
 	char name[NAME_LEN];
+};
+
+/*
+ * Key of `comm_patterns`, a trie that answers with the longest prefix. The value is the pattern's id in `rules` and events.
+ * The policy comes first, so that one policy's longer pattern never hides another's shorter one.
+ */
+struct comm_key {
+	/* How many of the bits that follow count: the policy's, and a prefix's, or a whole name's with its NUL. */
+	__u32 bits;
+	__u32 policy;
+	char comm[COMM_LEN];
 };
 
 /*

@@ -43,12 +43,13 @@ static __always_inline struct identity *identity_by_resolved_name(u64 address)
 	return bpf_map_lookup_elem(&names, &key);
 }
 
-/* By the last component of the path given to execve(2). */
-static __always_inline struct identity *identity_by_invoked_name(u64 filename)
+/* By the last component of the path given to execve(2). The pattern that its comm matches is for later. */
+static __always_inline struct identity *identity_by_invoked_name(const struct execution *exec, u32 *pattern)
 {
 	struct basename base = {};
 
-	read_kernel_basename(filename, &base);
+	read_kernel_basename(exec->filename, &base);
+	*pattern = comm_pattern(exec, &base.key);
 	return bpf_map_lookup_elem(&names, &base.key);
 }
 
@@ -96,7 +97,7 @@ static __always_inline void consider_command(struct execution *exec, enum kind r
 __attribute__((noinline)) int identify(struct execution *exec)
 {
 	struct match *match;
-	u32 policy;
+	u32 policy, pattern = 0;
 
 	if (!exec)
 		return 0;
@@ -105,7 +106,7 @@ __attribute__((noinline)) int identify(struct execution *exec)
 	/* The file says more about what runs than the name it was called by, so it comes first. */
 	consider_identity(match, policy, identity_by_resolved_name(exec->file), BY_RESOLVED_NAME);
 	consider_content(exec);
-	consider_identity(match, policy, identity_by_invoked_name(exec->filename), BY_INVOKED_NAME);
+	consider_identity(match, policy, identity_by_invoked_name(exec, &pattern), BY_INVOKED_NAME);
 	/*
 	 * Both, where it is called like the one and is the other: its name must not decide how its arguments are read. A loop,
 	 * so that there is one cursor on the stack, of which older kernels allow 512 bytes for the whole chain of calls.
@@ -119,6 +120,12 @@ __attribute__((noinline)) int identify(struct execution *exec)
 		consider(match, policy, REVERSE_SHELL, BY_STDIO);
 	if (!match->action && match->place & (PLACE_UPPER_LAYER | PLACE_MEMFD) && !is_runtime(&exec->in.container))
 		consider(match, policy, DROPPED_EXECUTABLE, BY_PLACE);
+	/*
+	 * Last: the agent may yet make an exception of it, and what another rule says must not go with it. Of equal actions the
+	 * first is reported.
+	 */
+	if (pattern)
+		consider(match, policy, pattern, BY_PATTERN);
 	return 0;
 }
 

@@ -54,6 +54,15 @@ struct {
 	__type(value, struct name_prefix);
 } multicall_prefixes SEC(".maps");
 
+/* What a policy calls executables by their comm. Written by the agent. The kernel has no preallocated tries. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct comm_key);
+	__type(value, u32);
+} comm_patterns SEC(".maps");
+
 /* Policy and tool to action. Written by the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -20,8 +20,9 @@
  *   pc_sched_fork      a shell's child is a shell.
  *
  * Parts: maps.bpf.h, task.bpf.h (whose is it), identify.bpf.h (what is it) with fingerprint.bpf.h (by its content),
- * command.bpf.h (by what it was told to run) and place.bpf.h (where it is), socket.bpf.h (what does it do),
- * path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling). Each helper's failure is counted.
+ * command.bpf.h (by what it was told to run), comm.bpf.h (by a pattern of its comm) and place.bpf.h (where it is),
+ * socket.bpf.h (what does it do), path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling). Each helper's
+ * failure is counted.
  */
 #include "vmlinux_min.h"
 
@@ -40,6 +41,7 @@
 #include "command.bpf.h"
 #include "place.bpf.h"
 #include "socket.bpf.h"
+#include "comm.bpf.h"
 #include "identify.bpf.h"
 #include "event.bpf.h"
 

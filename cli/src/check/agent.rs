@@ -34,6 +34,7 @@ pub struct Agent {
     pub signals_stored: u64,
     pub last_signal_id: u64,
     pub losses: BTreeMap<String, u64>,
+    pub suppressed: BTreeMap<String, u64>,
 }
 
 /// A policy in force.
@@ -98,10 +99,11 @@ fn status(response: GetStatusResponse) -> Status {
         signals_stored: response.signals_stored,
         last_signal_id: response.last_signal_id,
         losses: response.losses.into_iter().collect(),
+        suppressed: response.suppressed.into_iter().collect(),
     };
     let mut checks = vec![reachable(&agent)];
     checks.extend(response.checks.into_iter().map(Check::from));
-    checks.extend([unguarded(&agent), losses(&agent), policy(&agent)]);
+    checks.extend([unguarded(&agent), losses(&agent), suppressed(&agent), policy(&agent)]);
     Status { agent, checks }
 }
 
@@ -133,18 +135,32 @@ fn unguarded(agent: &Agent) -> Check {
     })
 }
 
+/// Those that are not zero.
+fn told(counters: &BTreeMap<String, u64>) -> String {
+    let counted = counters.iter().filter(|(_, count)| **count > 0);
+    counted.map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
 fn losses(agent: &Agent) -> Check {
-    let lost: Vec<_> = agent.losses.iter().filter(|(_, count)| **count > 0).collect();
+    let lost = told(&agent.losses);
     ours(if lost.is_empty() {
         Check::ok("losses", "nothing was dropped, fell back or was refused")
     } else {
-        let lost: Vec<_> = lost.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        Check::warning(
-            "losses",
-            lost.join(", "),
-            "verdicts held all the same; the agent's log and metrics say when and why",
-        )
+        Check::warning("losses", lost, "verdicts held all the same; the agent's log and metrics say when and why")
     })
+}
+
+/// What the policy wants: nothing is wrong with it.
+fn suppressed(agent: &Agent) -> Check {
+    let suppressed = told(&agent.suppressed);
+    ours(Check::ok(
+        "suppressed",
+        if suppressed.is_empty() {
+            "the policy's exceptions kept no event from becoming a signal".into()
+        } else {
+            suppressed
+        },
+    ))
 }
 
 fn policy(agent: &Agent) -> Check {
@@ -175,6 +191,7 @@ mod tests {
             abi_version: ABI_VERSION,
             containers_unguarded: 2,
             losses: [("ring_full".to_owned(), 7), ("argv_unreadable".to_owned(), 0)].into(),
+            suppressed: [("excepted_repeats".to_owned(), 3)].into(),
             policy_error: "line 3: no such tool".into(),
             ..Default::default()
         };
@@ -182,6 +199,7 @@ mod tests {
         let check = |name: &str| status.checks.iter().find(|check| check.name == name).unwrap();
         assert_eq!(check("agent").state, State::Ok);
         assert_eq!((check("losses").state, check("losses").detail.as_str()), (State::Warning, "ring_full 7"));
+        assert_eq!((check("suppressed").state, check("suppressed").detail.as_str()), (State::Ok, "excepted_repeats 3"));
         assert_eq!(check("containers").state, State::Warning);
         assert_eq!(check("policies").state, State::Warning);
         assert_eq!(sample(GetStatusResponse::default()).checks[0].state, State::Warning, "another ABI version");

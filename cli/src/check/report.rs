@@ -203,6 +203,9 @@ impl Agent {
             for (name, count) in &self.losses {
                 writeln!(out, "loss     {} {count}", text(name))?;
             }
+            for (name, count) in &self.suppressed {
+                writeln!(out, "excepted {} {count}", text(name))?;
+            }
         }
         Ok(())
     }

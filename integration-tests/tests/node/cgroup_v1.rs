@@ -66,7 +66,7 @@ fn stale_policy_set(on_attach_failure: OnAttachFailure) -> PolicySet {
     PolicySet {
         format: policyset::FORMAT,
         backend: Backend::Tracepoint,
-        pins: "/sys/fs/bpf/portcullis/v2".into(),
+        pins: "/sys/fs/bpf/portcullis/v3".into(),
         inner_shim: "containerd-shim-runc-v2".into(),
         catalog: 1,
         default_policy: PolicyEntry {

@@ -6,6 +6,7 @@ mod cgroup_v1;
 mod cri;
 mod evasion;
 mod independent_client;
+mod upstream;
 
 use std::{fs, process::ExitCode, sync::Arc};
 
@@ -316,7 +317,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 25] = [
+const TESTS: [Test; 27] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -342,6 +343,8 @@ const TESTS: [Test; 25] = [
     ("an_argument_that_changes_deceives_nobody", evasion::an_argument_that_changes_deceives_nobody),
     ("a_reverse_shell_tells_its_other_end", evasion::a_reverse_shell_tells_its_other_end),
     ("a_signal_says_where_the_file_is", evasion::a_signal_says_where_the_file_is),
+    ("the_published_rule_is_told_exactly", upstream::the_published_rule_is_told_exactly),
+    ("patterns_block_and_repeats_end", upstream::patterns_block_and_repeats_end),
 ];
 
 fn check_finds_the_node_in_order(node: &Node) -> Result<()> {

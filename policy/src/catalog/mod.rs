@@ -85,7 +85,7 @@ impl Tool {
     }
 }
 
-fn kernel_id(id: &str) -> u32 {
+pub(crate) fn kernel_id(id: &str) -> u32 {
     let hash = id.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     hash.max(1)
 }

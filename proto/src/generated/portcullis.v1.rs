@@ -329,6 +329,9 @@ pub struct GetStatusResponse {
     /// Set when the newest policy or catalogue files could not be used and older ones are in force.
     #[prost(string, tag = "14")]
     pub policy_error: ::prost::alloc::string::String,
+    /// Named counters of the events that the policy's exceptions kept from becoming signals: no losses.
+    #[prost(map = "string, uint64", tag = "15")]
+    pub suppressed: ::std::collections::HashMap<::prost::alloc::string::String, u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Check {
@@ -556,6 +559,8 @@ pub enum Identification {
     Place = 8,
     /// A socket that it opened.
     Socket = 9,
+    /// Its comm, by a pattern of the policy's.
+    Pattern = 10,
 }
 impl Identification {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -574,6 +579,7 @@ impl Identification {
             Self::Stdio => "IDENTIFICATION_STDIO",
             Self::Place => "IDENTIFICATION_PLACE",
             Self::Socket => "IDENTIFICATION_SOCKET",
+            Self::Pattern => "IDENTIFICATION_PATTERN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -589,6 +595,7 @@ impl Identification {
             "IDENTIFICATION_STDIO" => Some(Self::Stdio),
             "IDENTIFICATION_PLACE" => Some(Self::Place),
             "IDENTIFICATION_SOCKET" => Some(Self::Socket),
+            "IDENTIFICATION_PATTERN" => Some(Self::Pattern),
             _ => None,
         }
     }
