@@ -24,8 +24,10 @@ pub struct Flags {
     pub version: bool,
     /// Print what the runtime can do.
     pub info: bool,
-    /// The command: `start`, `delete`, or nothing.
+    /// The command: `start`, `delete`, our own `learn`, or nothing.
     pub action: String,
+    /// What follows the command, if anything does; containerd gives nothing.
+    pub argument: String,
 }
 
 impl Flags {
@@ -41,6 +43,7 @@ impl Flags {
             else {
                 let action = if word == "--" { words.next().transpose()?.unwrap_or_default() } else { word };
                 action.clone_into(&mut flags.action);
+                words.next().transpose()?.unwrap_or_default().clone_into(&mut flags.argument);
                 break;
             };
             let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
@@ -118,5 +121,11 @@ mod tests {
             assert!(error.contains(word), "{error}");
         }
         assert_eq!(parse("-id c1 -- start").unwrap().action, "start");
+    }
+
+    #[test]
+    fn a_command_may_have_an_argument() {
+        assert_eq!(parse("learn -x").unwrap().argument, "-x");
+        assert_eq!(parse("-id c1 start").unwrap().argument, "");
     }
 }

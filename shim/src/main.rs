@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`cli`] | the commands that containerd runs: `start`, `delete`, `-info`, `-v` |
 //! | [`proxy`] | the resident part: forwards task calls, and hooks the few at which a container comes or goes |
-//! | [`guard`] | choosing a container's policy, putting it under guard, keeping its record |
+//! | [`guard`] | choosing a container's policy, putting it under guard, learning its tools' contents, keeping its record |
 //! | [`inner`] | the inner shim as a program |
 //! | [`args`], [`bootstrap`], [`options`], [`task`] | what containerd and shims say to each other |
 //! | [`socket`], [`process`], [`state`] | what has to be found again when a shim has died |
@@ -38,7 +38,13 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use self::args::Flags;
+use self::{
+    args::Flags,
+    guard::lesson::{self, Lesson},
+};
+
+/// What an error on standard error begins with.
+const PREFIX: &str = "portcullis: ";
 
 fn run(arguments: &[OsString]) -> Result<()> {
     let flags = Flags::parse(arguments).context("reading the command line")?;
@@ -52,6 +58,7 @@ fn run(arguments: &[OsString]) -> Result<()> {
         "start" => print(&cli::start(&flags, arguments)?),
         "delete" => print(&cli::delete(&flags, arguments)?),
         "" => proxy::run(&flags),
+        lesson::ACTION => Lesson::learn(&flags.argument),
         other => bail!("unknown command {other:?}: containerd runs start and delete"),
     }
 }
@@ -68,7 +75,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // containerd shows this to whoever asked for the container.
-            let _ = writeln!(io::stderr(), "portcullis: {error:#}");
+            let _ = writeln!(io::stderr(), "{PREFIX}{error:#}");
             ExitCode::FAILURE
         }
     }

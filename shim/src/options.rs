@@ -7,10 +7,13 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow};
 use containerd_shim_protos::shim::oci::Options;
 use protobuf::{Message, UnknownValueRef, well_known_types::any::Any, well_known_types::empty::Empty};
-use toml::{Table, Value};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 const GENERIC: &str = "runtimeoptions.v1.Options";
 const RUNC: &str = "containerd.runc.v1.Options";
@@ -40,8 +43,9 @@ pub fn translate(options: &Any) -> Result<Translation> {
         return Ok(Translation::AsIs);
     }
     let Some(text) = config(&options.value)? else { return Ok(Translation::Nothing) };
-    let table: Table = text.parse().context("the runtime options are not valid TOML")?;
-    let runc = from_table(&table)?;
+    // Not `toml::Table`: what makes one of the parsed text would be a twentieth of this program, which is resident.
+    let table = DeTable::parse(&text).context("the runtime options are not valid TOML")?;
+    let runc = from_table(table.get_ref(), &text)?;
     if runc == Options::default() {
         return Ok(Translation::Nothing);
     }
@@ -68,45 +72,60 @@ fn config(message: &[u8]) -> Result<Option<String>> {
 
 /// Keys are compared without regard to case, as containerd's own TOML decoder does. A key that is no option of runc's
 /// is passed over, as containerd does with the section of the runc shim.
-fn from_table(table: &Table) -> Result<Options> {
+fn from_table(table: &DeTable<'_>, text: &str) -> Result<Options> {
     let mut options = Options::default();
     for (key, value) in table {
-        match key.to_ascii_lowercase().as_str() {
-            "nopivotroot" => options.no_pivot_root = boolean(key, value)?,
-            "nonewkeyring" => options.no_new_keyring = boolean(key, value)?,
-            "shimcgroup" => options.shim_cgroup = string(key, value)?,
-            "iouid" => options.io_uid = number(key, value)?,
-            "iogid" => options.io_gid = number(key, value)?,
-            "binaryname" => options.binary_name = string(key, value)?,
-            "root" => options.root = string(key, value)?,
+        let given = Given { key: key.get_ref(), value, text };
+        match key.get_ref().to_ascii_lowercase().as_str() {
+            "nopivotroot" => options.no_pivot_root = given.boolean()?,
+            "nonewkeyring" => options.no_new_keyring = given.boolean()?,
+            "shimcgroup" => options.shim_cgroup = given.string()?,
+            "iouid" => options.io_uid = given.number()?,
+            "iogid" => options.io_gid = given.number()?,
+            "binaryname" => options.binary_name = given.string()?,
+            "root" => options.root = given.string()?,
             "criupath" => options
                 .special_fields
                 .mut_unknown_fields()
-                .add_length_delimited(CRIU_PATH, string(key, value)?.into_bytes()),
-            "systemdcgroup" => options.systemd_cgroup = boolean(key, value)?,
-            "criuimagepath" => options.criu_image_path = string(key, value)?,
-            "criuworkpath" => options.criu_work_path = string(key, value)?,
-            "taskapiaddress" => options.task_api_address = string(key, value)?,
-            "taskapiversion" => options.task_api_version = number(key, value)?,
+                .add_length_delimited(CRIU_PATH, given.string()?.into_bytes()),
+            "systemdcgroup" => options.systemd_cgroup = given.boolean()?,
+            "criuimagepath" => options.criu_image_path = given.string()?,
+            "criuworkpath" => options.criu_work_path = given.string()?,
+            "taskapiaddress" => options.task_api_address = given.string()?,
+            "taskapiversion" => options.task_api_version = given.number()?,
             _ => {}
         }
     }
     Ok(options)
 }
 
-fn boolean(key: &str, value: &Value) -> Result<bool> {
-    value.as_bool().with_context(|| format!("runtime option {key} must be true or false, not {value}"))
+/// An option as it stands in the text.
+struct Given<'a> {
+    key: &'a str,
+    value: &'a Spanned<DeValue<'a>>,
+    text: &'a str,
 }
 
-fn string(key: &str, value: &Value) -> Result<String> {
-    value.as_str().map(str::to_owned).with_context(|| format!("runtime option {key} must be a string, not {value}"))
-}
+impl Given<'_> {
+    fn must_be(&self, what: &str) -> Error {
+        let given = self.text.get(self.value.span()).unwrap_or_default();
+        anyhow!("runtime option {} must be {what}, not {given}", self.key)
+    }
 
-fn number(key: &str, value: &Value) -> Result<u32> {
-    let Some(number) = value.as_integer().and_then(|number| u32::try_from(number).ok()) else {
-        bail!("runtime option {key} must be a number from 0 to 4294967295, not {value}");
-    };
-    Ok(number)
+    fn boolean(&self) -> Result<bool> {
+        self.value.get_ref().as_bool().ok_or_else(|| self.must_be("true or false"))
+    }
+
+    fn string(&self) -> Result<String> {
+        self.value.get_ref().as_str().map(str::to_owned).ok_or_else(|| self.must_be("a string"))
+    }
+
+    fn number(&self) -> Result<u32> {
+        let number = self.value.get_ref().as_integer();
+        number
+            .and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok())
+            .ok_or_else(|| self.must_be("a number from 0 to 4294967295"))
+    }
 }
 
 #[cfg(test)]
@@ -135,11 +154,11 @@ mod tests {
     fn body_becomes_runc_options() {
         let options = translated(&generic(&[(
             CONFIG_BODY,
-            "SystemdCgroup = true\nBinaryName = \"/usr/sbin/runc\"\nIoUid = 7\nCriuPath = \"/criu\"\nSomething = 1\n",
+            "SystemdCgroup = true\nBinaryName = \"/usr/sbin/runc\"\nIoUid = 0x1_0\nCriuPath = \"/criu\"\nSomething = 1\n",
         )]));
         assert!(options.systemd_cgroup);
         assert_eq!(options.binary_name, "/usr/sbin/runc");
-        assert_eq!(options.io_uid, 7);
+        assert_eq!(options.io_uid, 16);
         let criu = options.special_fields.unknown_fields().get(CRIU_PATH);
         assert!(matches!(criu, Some(UnknownValueRef::LengthDelimited(b"/criu"))), "{criu:?}");
     }
@@ -174,7 +193,7 @@ mod tests {
     #[test]
     fn wrong_types_are_named() {
         let error = translate(&generic(&[(CONFIG_BODY, "SystemdCgroup = \"yes\"")])).unwrap_err();
-        assert!(error.to_string().contains("SystemdCgroup"), "{error}");
+        assert_eq!(error.to_string(), "runtime option SystemdCgroup must be true or false, not \"yes\"");
         assert!(translate(&generic(&[(CONFIG_BODY, "IoUid = -1")])).is_err());
         assert!(translate(&generic(&[(CONFIG_BODY, "= 1")])).is_err());
     }

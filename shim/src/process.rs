@@ -1,6 +1,6 @@
 //! A process named so that a recycled pid is never mistaken for it.
 
-use std::fs;
+use std::{fs, os::fd::AsFd, process::Child};
 
 use anyhow::{Context, Result, bail};
 use rustix::{
@@ -56,13 +56,23 @@ impl Process {
             Err(Errno::SRCH) => return Ok(()),
             other => other.with_context(|| format!("killing process {}", self.pid))?,
         }
-        let gone = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&DEATH))
-            .with_context(|| format!("waiting for the end of process {}", self.pid))?;
-        if gone == 0 {
+        if !has_ended(&handle, DEATH).with_context(|| format!("waiting for the end of process {}", self.pid))? {
             bail!("process {} outlived SIGKILL by {} s", self.pid, DEATH.tv_sec);
         }
         Ok(())
     }
+}
+
+/// Whether a child that was not waited for ends within this time.
+pub fn ends_within(child: &Child, limit: Timespec) -> Result<bool> {
+    let pid = Pid::from_child(child);
+    pidfd_open(pid, PidfdFlags::empty())
+        .and_then(|handle| has_ended(&handle, limit))
+        .with_context(|| format!("waiting for the end of process {pid}"))
+}
+
+fn has_ended(handle: impl AsFd, limit: Timespec) -> rustix::io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&limit))? > 0)
 }
 
 #[cfg(test)]

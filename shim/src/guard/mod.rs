@@ -2,6 +2,7 @@
 //! the decision into effect.
 
 pub mod contents;
+pub mod lesson;
 mod records;
 
 use std::{
@@ -15,7 +16,6 @@ use anyhow::{Context, Result};
 use portcullis_bpf::{
     Backend, abi,
     cgroup::Cgroup,
-    contents::{Contents, names},
     guard::{Guard, GuardError},
     pins::Pins,
 };
@@ -24,7 +24,7 @@ use portcullis_policy::{
     record::{self, ContainerRecord},
 };
 
-use self::records::Records;
+use self::{lesson::Lesson, records::Records};
 use crate::{
     log::{self, Level},
     rundir::RunDir,
@@ -102,7 +102,8 @@ impl Warden {
             let scope = subject.shared_scope.unwrap_or_else(|| contents::private_scope(cgroup.id));
             let attached = attach(subject, &cgroup, &set, &choice, scope)?;
             // After attaching, so that the agent sees that the scope is in use before it is looked up.
-            if let Err(error) = learn(subject, &set, scope) {
+            let lesson = Lesson { pid: subject.pid, scope, catalog: set.catalog, pins: set.pins.clone() };
+            if let Err(error) = lesson.teach() {
                 let reason = format!("{error:#}");
                 let message = format!("tools are recognised by their names only, not by their contents: {reason}");
                 log::write(subject.bundle, Level::Warning, subject.id, &message);
@@ -224,18 +225,6 @@ fn attach(
         Attached::forget(subject.bundle);
     })?;
     Ok(attached)
-}
-
-/// Makes the kernel know what the container's own tools contain, unless it does from an earlier one of the same contents.
-fn learn(subject: &Subject<'_>, set: &PolicySet, scope: u64) -> Result<()> {
-    let pins = Pins::at(&set.pins);
-    let mut known = Contents::open(&pins)?;
-    if known.knows(scope, set.catalog)? {
-        return Ok(());
-    }
-    let names = names(&pins)?;
-    known.learn(scope, set.catalog, &contents::of_container(subject.pid, &names)?)?;
-    Ok(())
 }
 
 /// Inode number of this process's mount namespace, which is the container runtime's.

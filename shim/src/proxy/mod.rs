@@ -1,7 +1,8 @@
 //! The resident part: answers containerd on our socket, and asks the inner shim.
 //!
-//! One thread, no child processes, no stdio. Every request is forwarded undecoded, so that fields and metadata which
-//! this version does not know survive; [`hooks`] decodes the few calls at which a container comes or goes.
+//! One thread, no stdio, and no child processes but the short-lived one that learns an image's contents. Every request is
+//! forwarded undecoded, so that fields and metadata which this version does not know survive; [`hooks`] decodes the few
+//! calls at which a container comes or goes.
 
 mod describe;
 mod hooks;
