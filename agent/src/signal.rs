@@ -170,6 +170,7 @@ pub fn container_message(container: &Container) -> v1::Container {
         counters: None,
         mode_reason: record.mode_reason.clone(),
         backend: backend(record.backend).into(),
+        contents_unknown: record.contents_unknown.clone().unwrap_or_default(),
     }
 }
 

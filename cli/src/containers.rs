@@ -67,10 +67,10 @@ fn row(container: &Container, wide: bool) -> Vec<Cell> {
     let counter = |value: fn(&crate::view::Counters) -> u64| {
         container.counters.as_ref().map(|counters| value(counters).to_string()).unwrap_or_default()
     };
-    let guard = if container.guarded {
-        Cell::text("guarded").tone(Tone::Good)
-    } else {
-        Cell::text("UNGUARDED").tone(Tone::Bad)
+    let guard = match (container.guarded, container.contents_unknown.is_empty()) {
+        (true, true) => Cell::text("guarded").tone(Tone::Good),
+        (true, false) => Cell::text("names only").tone(Tone::Warning),
+        (false, _) => Cell::text("UNGUARDED").tone(Tone::Bad),
     };
     let lost = Cell::text(counter(|counters| counters.lost));
     let any_lost = container.counters.is_some_and(|counters| counters.lost > 0);
@@ -93,10 +93,21 @@ fn row(container: &Container, wide: bool) -> Vec<Cell> {
             Cell::text(container.cgroup_id.to_string()),
             time(container.created),
             time(container.ended),
-            Cell::text(if container.guarded { &container.mode_reason } else { &container.unguarded_reason }),
+            Cell::text(why(container)),
         ]);
     }
     row
+}
+
+/// Why the guard is what it is where something is missing from it, otherwise why the mode is what it is.
+fn why(container: &Container) -> &str {
+    if !container.guarded {
+        &container.unguarded_reason
+    } else if !container.contents_unknown.is_empty() {
+        &container.contents_unknown
+    } else {
+        &container.mode_reason
+    }
 }
 
 /// The first 12 digits of an id that is a hash, as other tools show it; any other id whole.

@@ -93,6 +93,7 @@ pub struct Container {
     pub mode_reason: String,
     pub guarded: bool,
     pub unguarded_reason: String,
+    pub contents_unknown: String,
 }
 
 /// A container's pod.

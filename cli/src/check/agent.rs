@@ -142,12 +142,16 @@ fn told(counters: &BTreeMap<String, u64>) -> String {
 }
 
 fn losses(agent: &Agent) -> Check {
+    const NAMES_ONLY: &str = "contents_unknown";
     let lost = told(&agent.losses);
-    ours(if lost.is_empty() {
-        Check::ok("losses", "nothing was dropped, fell back or was refused")
-    } else {
-        Check::warning("losses", lost, "verdicts held all the same; the agent's log and metrics say when and why")
-    })
+    if lost.is_empty() {
+        return ours(Check::ok("losses", "nothing was dropped, fell back or was refused"));
+    }
+    let mut remedy = "verdicts held all the same; the agent's log and metrics say when and why".to_owned();
+    if agent.losses.get(NAMES_ONLY).is_some_and(|count| *count > 0) {
+        remedy += "; portcullis containers list -o wide shows where tools are recognised by their names only, and why";
+    }
+    ours(Check::warning("losses", lost, remedy))
 }
 
 /// What the policy wants: nothing is wrong with it.
@@ -200,8 +204,18 @@ mod tests {
         assert_eq!(check("agent").state, State::Ok);
         assert_eq!((check("losses").state, check("losses").detail.as_str()), (State::Warning, "ring_full 7"));
         assert_eq!((check("suppressed").state, check("suppressed").detail.as_str()), (State::Ok, "excepted_repeats 3"));
+        assert!(!check("losses").remedy.contains("names only"));
         assert_eq!(check("containers").state, State::Warning);
         assert_eq!(check("policies").state, State::Warning);
         assert_eq!(sample(GetStatusResponse::default()).checks[0].state, State::Warning, "another ABI version");
+    }
+
+    #[test]
+    fn containers_known_by_names_only_can_be_found() {
+        let losses = [("contents_unknown".to_owned(), 1)].into();
+        let status = status(GetStatusResponse { losses, ..Default::default() });
+        let losses = status.checks.iter().find(|check| check.name == "losses").unwrap();
+        assert_eq!(losses.detail, "contents_unknown 1");
+        assert!(losses.remedy.contains("portcullis containers list -o wide"), "{}", losses.remedy);
     }
 }

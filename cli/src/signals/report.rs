@@ -205,6 +205,7 @@ impl<W: Write> Report<'_, W> {
             if !container.guarded && !container.unguarded_reason.is_empty() {
                 self.field("unguarded", &container.unguarded_reason)?;
             }
+            self.field("names only", &container.contents_unknown)?;
         }
         self.safe("backend", signal.backend.word())
     }

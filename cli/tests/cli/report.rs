@@ -118,6 +118,15 @@ fn a_signal_about_a_container_needs_no_process() {
     assert!(!report.contains("Lineage") && !report.contains("Command"), "{report}");
 }
 
+#[test]
+fn says_when_names_are_all_that_is_known() {
+    let mut signal = signal(7);
+    assert!(!report(signal.clone()).contains("names only"));
+    signal.container.as_mut().unwrap().contents_unknown = "too many entries".into();
+    let report = report(signal);
+    assert!(report.contains("  names only    too many entries\n"), "{report}");
+}
+
 /// The commands are for pasting into a root shell.
 #[test]
 fn suggested_commands_quote_what_is_hostile() {

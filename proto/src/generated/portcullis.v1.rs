@@ -182,6 +182,10 @@ pub struct Container {
     pub mode_reason: ::prost::alloc::string::String,
     #[prost(enumeration = "Backend", tag = "14")]
     pub backend: i32,
+    /// Why tools are recognised here by their names only, as the contents of the container's own could not be learnt;
+    /// empty when they were.
+    #[prost(string, tag = "16")]
+    pub contents_unknown: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pod {

@@ -99,7 +99,7 @@ fn look_through(
 ) -> Result<()> {
     for (number, entry) in Dir::read_from(opened)?.enumerate() {
         if number == ENTRIES_MAX {
-            bail!("more than {ENTRIES_MAX} entries; those after them are not known");
+            bail!("more than {ENTRIES_MAX} entries, which is too many: move what is no program elsewhere");
         }
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else { continue };
