@@ -1,6 +1,10 @@
 //! What the operator adds to the catalogue.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
 
 use anyhow::{Context, Result, ensure};
 use portcullis_integration_tests::{
@@ -8,27 +12,33 @@ use portcullis_integration_tests::{
     node::{Node, find_program},
 };
 
+/// A root file system whose only program is `/bin/innocent`, which nobody knows by its content, and links to it.
+pub fn innocent_rootfs(root: &Path, links: &[&str]) -> Result<()> {
+    for directory in ["bin", "proc", "dev", "sys", "run", "tmp"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    let innocent = root.join("bin/innocent");
+    // busybox with its section table said to be elsewhere: it runs, but is another content.
+    let mut program = fs::read(find_program("busybox").context("busybox is missing")?)?;
+    *program.get_mut(40).context("busybox is empty")? ^= 0x55;
+    fs::write(&innocent, &program)?;
+    fs::set_permissions(&innocent, Permissions::from_mode(0o755))?;
+    for link in links {
+        symlink("innocent", root.join("bin").join(link))?;
+    }
+    Ok(())
+}
+
 /// A tool by name and by content, in containers that run already; and a broken file that changes nothing.
 pub fn an_operators_tools_are_known(node: &Node) -> Result<()> {
     let scratch = node.scratch()?;
     let root = scratch.path().join("rootfs");
-    let bin = root.join("bin");
-    for directory in ["bin", "proc", "dev", "sys", "run", "tmp"] {
-        fs::create_dir_all(root.join(directory))?;
-    }
-    // busybox with its section table said to be elsewhere: it runs, but is another content.
-    let mut program = fs::read(find_program("busybox").context("busybox is missing")?)?;
-    *program.get_mut(40).context("busybox is empty")? ^= 0x55;
-    fs::write(bin.join("innocent"), &program)?;
-    fs::set_permissions(bin.join("innocent"), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    for applet in ["sleep", "true", "acme-probe"] {
-        symlink("innocent", bin.join(applet))?;
-    }
+    innocent_rootfs(&root, &["sleep", "true", "acme-probe"])?;
     let container = node.container().rootfs(&root).option("--env").option("PATH=/bin").start()?;
     container.exec(&["true"])?.success()?;
     ensure!(node.signals()?.iter().all(|signal| signal.container_id() != container.id()), "it is known already");
 
-    let innocent = bin.join("innocent").display().to_string();
+    let innocent = root.join("bin/innocent").display().to_string();
     let entry = node.portcullis(&["fingerprint", "--tool", "acme", &innocent])?.success()?.stdout;
     let tool = "[category.scanner.tools]\nacme = { names = [\"acme-probe\"] }\n";
     let more = node.catalog(&format!("{tool}{entry}"))?;

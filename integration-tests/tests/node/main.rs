@@ -6,6 +6,7 @@ mod cgroup_v1;
 mod cri;
 mod evasion;
 mod independent_client;
+mod learning;
 mod upstream;
 
 use std::{fs, process::ExitCode, sync::Arc};
@@ -317,7 +318,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 27] = [
+const TESTS: [Test; 28] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -332,6 +333,7 @@ const TESTS: [Test; 27] = [
     ("what_is_missing_is_named", what_is_missing_is_named),
     ("bad_input_changes_nothing", bad_input_changes_nothing),
     ("an_operators_tools_are_known", catalog::an_operators_tools_are_known),
+    ("what_could_not_be_learnt_is_said", learning::what_could_not_be_learnt_is_said),
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),
     ("every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
     ("every_privileged_way_ends_as_the_matrix_says", evasion::every_privileged_way_ends_as_the_matrix_says),
