@@ -113,7 +113,8 @@ impl Containerd {
     /// A container to be started.
     pub fn container(&self) -> Builder<'_> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let id = format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        // runc keeps the containers of every containerd of the machine in one directory: the number alone may be taken.
+        let id = format!("c{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         Builder { containerd: self, id, runtime: RUNTIME, annotations: Vec::new(), options: Vec::new(), rootfs: None }
     }
 
