@@ -91,6 +91,8 @@ pub struct Container {
     pub pod: Option<Pod>,
     pub mode: String,
     pub mode_reason: String,
+    pub policy: String,
+    pub policy_reason: String,
     pub guarded: bool,
     pub unguarded_reason: String,
 }

@@ -28,14 +28,72 @@ impl RunDir {
 
     /// The policy set in force.
     pub fn policy_set(&self) -> Result<PolicySet> {
+        Ok(self.published()?.set)
+    }
+
+    /// The policy set in force, as it was published.
+    pub fn published(&self) -> Result<Published> {
         let path = self.0.join(policyset::FILE_NAME);
-        match fs::read(&path) {
-            Ok(bytes) => PolicySet::parse(&bytes).with_context(|| path.display().to_string()),
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
                 "{} is missing: start portcullisd, which publishes the policy set, and order it before containerd",
                 path.display()
             ),
-            Err(error) => Err(error).with_context(|| format!("reading the policy set {}", path.display())),
-        }
+            Err(error) => return Err(error).with_context(|| format!("reading the policy set {}", path.display())),
+        };
+        let set = PolicySet::parse(&bytes).with_context(|| path.display().to_string())?;
+        Ok(Published { bytes, set })
+    }
+}
+
+/// A policy set and the bytes that it was read from.
+#[derive(Debug)]
+pub struct Published {
+    bytes: Vec<u8>,
+    /// The policy set.
+    pub set: PolicySet,
+}
+
+impl Published {
+    /// Reads it anew. Whether it is another one now.
+    pub fn refresh(&mut self, run_dir: &RunDir) -> Result<bool> {
+        let now = run_dir.published()?;
+        let is_another = now.bytes != self.bytes;
+        *self = now;
+        Ok(is_another)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_policy::policyset::{Backend, Mode, OnAttachFailure, PolicyEntry};
+
+    #[test]
+    fn another_policy_set_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let run_dir = RunDir(directory.path().to_owned());
+        let error = run_dir.published().unwrap_err().to_string();
+        assert!(error.contains("start portcullisd"), "{error}");
+        let mut set = PolicySet {
+            format: policyset::FORMAT,
+            backend: Backend::Lsm,
+            pins: "/pins".into(),
+            inner_shim: "inner".into(),
+            catalog: 1,
+            default_policy: PolicyEntry::new(1, "default", Mode::Detect, OnAttachFailure::Allow),
+            policies: Vec::new(),
+        };
+        let publish = |set: &PolicySet| {
+            fs::write(directory.path().join(policyset::FILE_NAME), set.to_bytes().unwrap()).unwrap();
+        };
+        publish(&set);
+        let mut published = run_dir.published().unwrap();
+        assert!(!published.refresh(&run_dir).unwrap());
+        set.default_policy.id = 2;
+        publish(&set);
+        assert!(published.refresh(&run_dir).unwrap() && published.set == set);
+        assert!(!published.refresh(&run_dir).unwrap());
     }
 }
