@@ -13,6 +13,11 @@ use crate::{
     pins::Pins,
 };
 
+/// How many rules the table has room for, as maps.bpf.h says.
+pub const RULES_MAX: usize = 65_536;
+/// How many patterns of comm the table has room for, as maps.bpf.h says.
+pub const COMM_PATTERNS_MAX: usize = 4096;
+
 /// What the tables are to hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Content {
