@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     containers::Containers,
     counters::Counters,
-    enforcement::{self, Enforcement, Overrides, PolicyTables},
+    enforcement::{self, Cause, Enforcement, Overrides, PolicyTables},
     events::{EventLoop, EventsError, Stop},
     image,
     kernel::{self, Kernel},
@@ -185,7 +185,7 @@ impl App {
 
     /// Reads catalogue and policies again; if one is broken, the old ones stay in force.
     pub fn reload(&self) {
-        self.enforcement.reload();
+        self.enforcement.reload(Cause::Request);
     }
 
     /// Waits for a part to end, which none does by itself.
@@ -249,7 +249,7 @@ where
 fn reload_on_changes(mut changes: Changes, enforcement: Enforcement, counters: Arc<Counters>) -> anyhow::Result<()> {
     let reload = move || {
         loop {
-            enforcement.reload();
+            enforcement.reload(Cause::Change);
             if let Err(error) = changes.wait() {
                 counters.directories_unwatched.increment();
                 tracing::error!(%error, "policies and catalogue are not watched any more: send SIGHUP after changes");

@@ -43,7 +43,7 @@ impl Loaded {
 }
 
 /// Policies that can be put in force together.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policies {
     /// By rank: the most specific first. At least one selects every container.
     pub loaded: Vec<Loaded>,

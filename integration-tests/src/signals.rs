@@ -17,6 +17,7 @@ pub struct Signal {
     pub process: Option<Process>,
     pub lineage: Vec<Ancestor>,
     pub origin: String,
+    pub policy: String,
     pub backend: String,
     pub message: String,
     pub remote: Option<Endpoint>,

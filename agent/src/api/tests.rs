@@ -17,6 +17,7 @@ use tonic::{
 use super::*;
 use crate::{
     clock::{now_ns, timestamp},
+    enforcement::Cause,
     records::RecordName,
     store::{
         self, Command, Limits, Sender,
@@ -263,7 +264,7 @@ async fn containers_and_status_tell_what_there_is() {
     let policies = bed.directory.path().join("policies");
     std::fs::create_dir(&policies).unwrap();
     std::fs::write(policies.join("p.yaml"), "kind: [").unwrap();
-    bed.sources.enforcement.reload();
+    bed.sources.enforcement.reload(Cause::Request);
     bed.sources.counters.decode_errors.increment();
     bed.sources.counters.excepted_repeats.increment();
     let mut client = ContainerServiceClient::new(bed.channel().await);

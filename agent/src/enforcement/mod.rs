@@ -203,6 +203,15 @@ struct State {
     moves: Moves,
 }
 
+/// Why files are read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Something in their directories has changed; perhaps not them.
+    Change,
+    /// Somebody wants it: what is in force is put in force anew even if nothing has changed.
+    Request,
+}
+
 /// What became of one container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Placed {
@@ -256,9 +265,9 @@ impl Enforcement {
     }
 
     /// Reads catalogue and policies again; if anything is wrong with them, the old ones stay in force.
-    pub fn reload(&self) {
+    pub fn reload(&self, cause: Cause) {
         let mut state = self.state();
-        if let Err(error) = self.try_reload(&mut state) {
+        if let Err(error) = self.try_reload(&mut state, cause) {
             let error = format!("{error:#}");
             self.0.counters.policies_rejected.increment();
             tracing::error!(error, "catalogue and policies could not be reloaded; the former ones stay in force");
@@ -266,9 +275,15 @@ impl Enforcement {
         }
     }
 
-    fn try_reload(&self, state: &mut State) -> anyhow::Result<()> {
+    fn try_reload(&self, state: &mut State, cause: Cause) -> anyhow::Result<()> {
         let catalog = additions::load(&self.0.node.catalog_dir)?;
         let policies = policies::load(&self.0.node.policy_dir, &catalog)?;
+        if cause == Cause::Change && policies == state.policies {
+            // What the catalogue says of its tools beyond that is for signals only.
+            self.0.tools.replace(catalog, policies.meanings());
+            state.error.clear();
+            return Ok(());
+        }
         self.put_in_force(state, catalog, policies).context("putting the policies in force")
     }
 

@@ -97,7 +97,7 @@ fn an_edited_policy_moves_its_containers_and_no_others() {
     assert_eq!((bed.held(1), bed.held(2)), ((default, Mode::Detect), (default, Mode::Detect)));
 
     bed.write("c1.yaml", &policy("one", ENFORCE_C1));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!(bed.error(), "");
     assert_eq!(bed.names(), ["one", "default"]);
     let one = bed.id("one");
@@ -109,7 +109,7 @@ fn an_edited_policy_moves_its_containers_and_no_others() {
     assert_eq!(bed.published().policies.len(), 1);
 
     bed.write("c1.yaml", &policy("one", &ENFORCE_C1.replace("enforce", "detect")));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     let edited = bed.id("one");
     assert_ne!(edited, one, "an edited policy has another id");
     assert_eq!(bed.id("default"), default, "and one that nobody has edited the same");
@@ -117,7 +117,7 @@ fn an_edited_policy_moves_its_containers_and_no_others() {
     assert_eq!(bed.tables.state().policies, [edited, default].into(), "rules that nobody needs are gone");
 
     bed.remove("c1.yaml");
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!(bed.held(1), (default, Mode::Detect));
     assert_eq!(bed.tables.state().policies, [default].into());
     let Moves { passes, moved, failed, .. } = bed.enforcement.moves();
@@ -130,13 +130,13 @@ fn an_edited_policy_moves_its_containers_and_no_others() {
 fn a_broken_file_keeps_the_old_set_whole() {
     let bed = bed();
     bed.write("one.yaml", &policy("one", ENFORCE_C1));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     bed.start(1, "c1", &[]);
     let (before, published) = (bed.held(1), fs::read(bed.directory.path().join("policyset")).unwrap());
     bed.write("one.yaml", &policy("one", "mode: detect"));
     bed.write("two.yaml", "kind: [\n");
     bed.write("three.yaml", "mood: x\n");
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     let error = bed.error();
     assert!(error.contains("two.yaml:") && error.contains("three.yaml:"), "{error}");
     assert_eq!(bed.held(1), before);
@@ -144,8 +144,26 @@ fn a_broken_file_keeps_the_old_set_whole() {
     assert_eq!(bed.counters.policies_rejected.get(), 1);
     bed.remove("two.yaml");
     bed.remove("three.yaml");
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!((bed.error().as_str(), bed.held(1).1), ("", Mode::Detect));
+}
+
+#[test]
+fn a_change_that_changes_nothing_is_passed_over() {
+    let bed = bed();
+    let path = bed.directory.path().join(policyset::FILE_NAME);
+    fs::write(&path, "someone else's").unwrap();
+    bed.write(".one.yaml.swp", "x");
+    bed.enforcement.reload(Cause::Change);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "someone else's");
+    bed.enforcement.reload(Cause::Request);
+    assert_eq!(bed.published().default_policy.name, "default", "asked for, it is put in force anew");
+    bed.write("broken.yaml", "kind: [\n");
+    bed.enforcement.reload(Cause::Change);
+    assert!(bed.error().contains("broken.yaml"));
+    bed.remove("broken.yaml");
+    bed.enforcement.reload(Cause::Change);
+    assert_eq!(bed.error(), "");
 }
 
 #[test]
@@ -155,11 +173,11 @@ fn what_the_kernel_does_not_take_changes_nothing() {
     let before = bed.published();
     bed.write("one.yaml", &policy("one", ENFORCE_C1));
     bed.tables.state().full = true;
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert!(bed.error().contains("filling the kernel's tables"), "{}", bed.error());
     assert_eq!((bed.published(), bed.names()), (before, vec!["default".to_owned()]));
     bed.tables.state().full = false;
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!((bed.error().as_str(), bed.held(1).1), ("", Mode::Enforce));
 }
 
@@ -171,7 +189,7 @@ fn a_set_that_can_not_be_published_changes_nothing() {
     bed.write("one.yaml", &policy("one", ENFORCE_C1));
     // Where the temporary file would be.
     fs::create_dir(bed.directory.path().join(".policyset")).unwrap();
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert!(bed.error().contains("policyset"), "{}", bed.error());
     assert_eq!(bed.held(1), (default, Mode::Detect));
     assert_eq!(bed.tables.state().policies, [default].into(), "what was added is out again");
@@ -181,11 +199,11 @@ fn a_set_that_can_not_be_published_changes_nothing() {
 fn a_container_that_does_not_move_keeps_its_rules_and_is_tried_again() {
     let bed = bed();
     bed.write("one.yaml", &policy("one", ENFORCE_C1));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     let (first, one) = (bed.start(1, "c1", &[]), bed.id("one"));
     bed.tables.state().stuck.insert(1);
     bed.remove("one.yaml");
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!(bed.held(1), (one, Mode::Enforce));
     assert!(bed.tables.state().policies.contains(&one), "its rules stay");
     assert_eq!((bed.counters.moves_failed.get(), bed.counters.policies_outlived.get()), (1, 1));
@@ -205,7 +223,7 @@ fn a_released_container_does_not_come_back() {
     bed.start(1, "c1", &[]);
     bed.tables.state().containers.remove(&1);
     bed.write("one.yaml", &policy("one", ENFORCE_C1));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert!(bed.tables.state().containers.is_empty());
     assert_eq!(bed.counters.moves_failed.get(), 0);
 }
@@ -218,7 +236,7 @@ fn a_record_that_was_written_by_an_old_set_is_put_right() {
     // Entered before the change, and not yet known here.
     bed.tables.enter(1, old, abi::Mode::Detect);
     bed.write("default.yaml", &policy("all", "mode: enforce"));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!(bed.held(1), (old, Mode::Detect));
     assert!(bed.tables.state().policies.contains(&old), "an entry without a record keeps its rules");
     let name = RecordName::Cgroup(1);
@@ -233,7 +251,7 @@ fn a_record_that_was_written_by_an_old_set_is_put_right() {
 fn an_image_that_becomes_known_selects() {
     let bed = bed();
     bed.write("nginx.yaml", &policy("nginx", "mode: enforce, select: {images: ['*/nginx:*']}"));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     let name = bed.start(1, "c1", &[]);
     assert_eq!(bed.held(1), (bed.id("default"), Mode::Detect));
     let created_ns = bed.containers.get(&name).unwrap().record.created_ns;
@@ -267,13 +285,13 @@ fn a_policy_that_nobody_holds_any_more_is_not_waited_for() {
     let bed = bed();
     bed.write("nginx.yaml", &policy("nginx", "mode: enforce, select: {images: [nginx]}"));
     bed.write("all.yaml", &policy("all", "mode: detect"));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     let name = bed.start(1, "c1", &[]);
     let created_ns = bed.containers.get(&name).unwrap().record.created_ns;
     bed.containers.set_image(&name, created_ns, Image::Unanswered);
     let old = bed.held(1);
     bed.write("all.yaml", &policy("all", "mode: enforce"));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_ne!(bed.held(1), old, "containerd may never answer");
 }
 
@@ -290,7 +308,7 @@ fn an_operators_mode_holds_until_it_is_taken_back() {
     assert!(text.contains("name: default"));
 
     bed.write("default.yaml", &policy("default", "mode: detect"));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!(bed.held(1).1, Mode::Enforce, "also when the file is edited");
     let again =
         testing::enforcement_with(bed.directory.path(), &bed.containers, Arc::clone(&bed.tables), Arc::default());
@@ -313,7 +331,7 @@ fn a_containers_own_mode_ends_with_it() {
     bed.enforcement.set_container_mode(&second, Some(Mode::Enforce)).unwrap();
     assert_eq!((bed.held(1).1, bed.held(2).1), (Mode::Detect, Mode::Enforce));
     assert_eq!(bed.standing(&name).mode_reason, "operator", "the operator is the authority");
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!((bed.held(1).1, bed.held(2).1), (Mode::Detect, Mode::Enforce), "whatever policies say");
     bed.enforcement.set_container_mode(&second, None).unwrap();
     assert_eq!(bed.held(2).1, Mode::Detect);
@@ -342,7 +360,7 @@ fn another_backend_is_told() {
     let bed = bed();
     bed.write("one.yaml", &policy("one", "mode: enforce, requireBackend: tracepoint, select: {containers: [c1]}"));
     let name = bed.start(1, "c1", &[]);
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     assert_eq!(bed.held(1), (bed.id("one"), Mode::Enforce), "it runs already: better so than not at all");
     let reason = bed.standing(&name).policy_reason;
     assert!(reason.contains("requires the backend tracepoint, this node has lsm"), "{reason}");
@@ -362,7 +380,7 @@ fn a_thousand_containers_move_in_one_pass() {
         );
     }
     bed.write("shop.yaml", &policy("shop", "mode: enforce, select: {namespaces: ['sh*']}"));
-    bed.enforcement.reload();
+    bed.enforcement.reload(Cause::Request);
     let moves = bed.enforcement.moves();
     assert_eq!(moves.moved, 1000);
     assert!(moves.last < Duration::from_secs(1), "{:?}", moves.last);
