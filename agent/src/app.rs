@@ -94,16 +94,8 @@ impl App {
         let containers = Containers::default();
         let changes = Changes::watch(&[&config.policy_dir, &config.catalog_dir], Arc::clone(&counters))
             .context("watching the directories of policies and catalogue (see fs.inotify.max_user_instances)")?;
-        let node = enforcement::Node {
-            run_dir: config.run_dir.to_path_buf(),
-            policy_dir: config.policy_dir.to_path_buf(),
-            catalog_dir: config.catalog_dir.to_path_buf(),
-            backend: kernel::published(backend),
-            pins: pins.directory().to_owned(),
-            inner_shim: config.shim.inner.to_path_buf(),
-        };
         let enforcement = Enforcement::start(
-            node,
+            enforcement::Node::new(&config, kernel::published(backend), &pins),
             Arc::clone(&kernel) as Arc<dyn PolicyTables>,
             containers.clone(),
             tools.clone(),

@@ -245,7 +245,7 @@ impl PolicySet {
         }
         if !refused.is_empty() {
             let refused = refused.join(", ");
-            policy_reason += &format!("; {refused} refused: asked for by annotations and less strict");
+            policy_reason = format!("{policy_reason}; {refused} refused: asked for by annotations and less strict");
         }
         let (mode, mode_reason) = policy.mode_for(facts)?;
         Ok(Choice { policy, policy_reason, mode, mode_reason, hinges_on_image })

@@ -2,10 +2,7 @@
 //!
 //! The same type stands in the operator's YAML (`spec.select`) and in the policy set that shims read.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, btree_map},
-};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -117,15 +114,6 @@ impl AnnotationGlobs {
     }
 }
 
-impl<'a> IntoIterator for &'a AnnotationGlobs {
-    type Item = (&'a String, &'a Glob);
-    type IntoIter = btree_map::Iter<'a, String, Glob>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.iter()
-    }
-}
-
 /// What is known about a container. What is not known matches no glob, not even `*`.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
@@ -217,7 +205,7 @@ impl Select {
                 _ => return Selection::Other,
             }
         }
-        for (key, glob) in self.annotations.iter().flatten() {
+        for (key, glob) in self.annotations.iter().flat_map(|annotations| &annotations.0) {
             if !facts.annotations.get(key).is_some_and(|value| glob.matches(value)) {
                 return Selection::Other;
             }
@@ -232,14 +220,12 @@ mod tests {
     use super::*;
 
     fn globs(texts: &[&str]) -> Option<Globs> {
-        let globs: Vec<Glob> = texts.iter().map(|text| text.parse().unwrap()).collect();
-        Some(globs.try_into().unwrap())
+        texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Glob>>().try_into().ok()
     }
 
     fn annotations(pairs: &[(&str, &str)]) -> Option<AnnotationGlobs> {
-        let globs: BTreeMap<String, Glob> =
-            pairs.iter().map(|(key, glob)| ((*key).to_owned(), glob.parse().unwrap())).collect();
-        Some(globs.try_into().unwrap())
+        let globs = pairs.iter().map(|(key, glob)| ((*key).to_owned(), glob.parse().unwrap()));
+        globs.collect::<BTreeMap<String, Glob>>().try_into().ok()
     }
 
     const NONE: &BTreeMap<String, String> = &BTreeMap::new();

@@ -160,7 +160,9 @@ fn outcome(choice: &Choice<'_>) -> (u32, Mode) {
 fn slowly_matches(glob: &[char], text: &[char]) -> bool {
     match (glob.split_first(), text.split_first()) {
         (None, None) => true,
-        (Some(('*', rest)), _) => (0..=text.len()).any(|taken| slowly_matches(rest, &text[taken..])),
+        (Some(('*', rest)), _) => {
+            (0..=text.len()).filter_map(|taken| text.get(taken..)).any(|text| slowly_matches(rest, text))
+        }
         (Some((wanted, glob)), Some((found, text))) => {
             (*wanted == '?' || wanted == found) && slowly_matches(glob, text)
         }

@@ -33,16 +33,26 @@ impl RunDir {
 
     /// The policy set in force, as it was published.
     pub fn published(&self) -> Result<Published> {
-        let path = self.0.join(policyset::FILE_NAME);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
+        self.parse(self.read()?)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join(policyset::FILE_NAME)
+    }
+
+    fn read(&self) -> Result<Vec<u8>> {
+        let path = self.file();
+        match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
                 "{} is missing: start portcullisd, which publishes the policy set, and order it before containerd",
                 path.display()
             ),
-            Err(error) => return Err(error).with_context(|| format!("reading the policy set {}", path.display())),
-        };
-        let set = PolicySet::parse(&bytes).with_context(|| path.display().to_string())?;
+            read => read.with_context(|| format!("reading the policy set {}", path.display())),
+        }
+    }
+
+    fn parse(&self, bytes: Vec<u8>) -> Result<Published> {
+        let set = PolicySet::parse(&bytes).with_context(|| self.file().display().to_string())?;
         Ok(Published { bytes, set })
     }
 }
@@ -58,17 +68,20 @@ pub struct Published {
 impl Published {
     /// Reads it anew. Whether it is another one now.
     pub fn refresh(&mut self, run_dir: &RunDir) -> Result<bool> {
-        let now = run_dir.published()?;
-        let is_another = now.bytes != self.bytes;
-        *self = now;
-        Ok(is_another)
+        let bytes = run_dir.read()?;
+        if bytes == self.bytes {
+            return Ok(false);
+        }
+        *self = run_dir.parse(bytes)?;
+        Ok(true)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use portcullis_policy::policyset::{Backend, Mode, OnAttachFailure, PolicyEntry};
+
+    use super::*;
 
     #[test]
     fn another_policy_set_is_noticed() {

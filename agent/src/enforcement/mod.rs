@@ -30,6 +30,7 @@ use anyhow::Context;
 use portcullis_bpf::{
     abi,
     guard::{GuardError, Move},
+    pins::Pins,
     tables::Content,
 };
 use portcullis_policy::{
@@ -44,6 +45,7 @@ use portcullis_proto::v1;
 pub use self::overrides::{Modes, Overrides, SaveError};
 use crate::{
     additions,
+    config::Config,
     containers::{self, Container, Containers, Image, Standing},
     counters::Counters,
     policies::{self, Loaded, Policies},
@@ -224,6 +226,18 @@ enum Placed {
 }
 
 impl Node {
+    /// As configured, with the backend that was chosen and its pins.
+    pub fn new(config: &Config, backend: Backend, pins: &Pins) -> Self {
+        Self {
+            run_dir: config.run_dir.to_path_buf(),
+            policy_dir: config.policy_dir.to_path_buf(),
+            catalog_dir: config.catalog_dir.to_path_buf(),
+            backend,
+            pins: pins.directory().to_owned(),
+            inner_shim: config.shim.inner.to_path_buf(),
+        }
+    }
+
     fn policy_set(&self, policies: &Policies, modes: &Modes) -> Result<PolicySet, EnforceError> {
         let compiled: Vec<_> = policies.loaded.iter().map(|policy| policy.compiled.clone()).collect();
         let arrangement = arrange(&compiled, |name| modes.policies.get(name).copied());
@@ -419,7 +433,7 @@ impl Enforcement {
             mode_reason: choice.mode_reason,
         };
         if let Some(obstacle) = choice.policy.obstacle(node.backend) {
-            standing.policy_reason += &format!("; {obstacle}");
+            standing.policy_reason = format!("{}; {obstacle}", standing.policy_reason);
         }
         if let Some(mode) = state.overrides.modes().containers.get(&containers::key(record)) {
             (standing.mode, standing.mode_reason) = (*mode, "operator".to_owned());
