@@ -3,8 +3,7 @@
 use std::{fs, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
-use portcullis_bpf::{Backend, contents::Contents, pins::Pins, probe};
-use portcullis_policy::{catalog::Catalog, policyset};
+use portcullis_bpf::{contents::Contents, pins::Pins, probe};
 use portcullis_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -14,17 +13,18 @@ use tokio::{
 
 use crate::{
     additions,
-    api::{self, NodeFacts, PolicyState, Sources},
+    api::{self, NodeFacts, Sources},
+    changes::Changes,
     clock,
     config::Config,
     containers::Containers,
     counters::Counters,
+    enforcement::{self, Cause, Enforcement, Overrides, PolicyTables},
     events::{EventLoop, EventsError, Stop},
     image,
     kernel::{self, Kernel},
     lock::Lock,
-    policies::{self, Loaded},
-    publish,
+    policies::{self, Policies},
     records::RecordDirectory,
     signal,
     store::{self, Command, Limits},
@@ -44,32 +44,22 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Prepared {
     config: Config,
     tools: Tools,
-    policy: Loaded,
+    policies: Policies,
     socket_group: Option<u32>,
 }
 
 /// Reads and checks everything that people write. Changes nothing.
 pub fn prepare(config: Config) -> anyhow::Result<Prepared> {
     let catalog = additions::load(&config.catalog_dir)?;
-    let policy = policies::load(&config.policy_dir, &catalog)?;
-    let tools = Tools::new(known(catalog, &policy));
+    let policies = policies::load(&config.policy_dir, &catalog)?;
+    let tools = Tools::new(Known::new(catalog, policies.meanings()));
     let socket_group = config.socket.group.as_deref().map(api::socket::group_id).transpose()?;
-    Ok(Prepared { config, tools, policy, socket_group })
-}
-
-/// What signals need of both.
-fn known(catalog: Catalog, policy: &Loaded) -> Known {
-    Known { catalog, severities: policy.severities.clone(), comm: policy.comm.clone() }
+    Ok(Prepared { config, tools, policies, socket_group })
 }
 
 /// The running agent.
 pub struct App {
-    config: Config,
-    tools: Tools,
-    kernel: Arc<Kernel>,
-    policy: PolicyState,
-    backend: Backend,
-    pins: Pins,
+    enforcement: Enforcement,
     stop_events: Stop,
     events_ended: Option<oneshot::Receiver<Result<(), EventsError>>>,
     shutdown: watch::Sender<bool>,
@@ -84,7 +74,7 @@ pub struct App {
 impl App {
     /// Starts everything, inside a runtime. On failure what was pinned before stays in force.
     pub fn start(prepared: Prepared) -> anyhow::Result<Self> {
-        let Prepared { config, tools, policy, socket_group } = prepared;
+        let Prepared { config, tools, policies, socket_group } = prepared;
         let lock = Lock::take(&config.run_dir)?;
         let report = probe::node();
         let (backend, reason) = kernel::choose(config.backend, &report)?;
@@ -98,16 +88,32 @@ impl App {
         let (sender, store, store_thread) = store::open(&config.state_dir, limits, Arc::clone(&counters))?;
 
         let pins = Pins::current(&config.bpffs_root);
-        let kernel = Arc::new(Kernel::load(&pins, backend, &policy).context("loading the kernel programs")?);
-        let policy_state = PolicyState::default();
+        let kernel = Arc::new(Kernel::load(&pins, backend).context("loading the kernel programs")?);
         let directory = RecordDirectory::create(&config.run_dir)
             .with_context(|| format!("creating the container records below {}", config.run_dir.display()))?;
-        put_in_force(&config, backend, &pins, &policy, &policy_state)?;
-
         let containers = Containers::default();
+        let changes = Changes::watch(&[&config.policy_dir, &config.catalog_dir], Arc::clone(&counters))
+            .context("watching the directories of policies and catalogue (see fs.inotify.max_user_instances)")?;
+        let enforcement = Enforcement::start(
+            enforcement::Node::new(&config, kernel::published(backend), &pins),
+            Arc::clone(&kernel) as Arc<dyn PolicyTables>,
+            containers.clone(),
+            tools.clone(),
+            Arc::clone(&counters),
+            policies,
+            Overrides::open(&config.state_dir, &counters),
+        )?;
+
         let (signals, pending) = mpsc::channel(SIGNAL_QUEUE);
-        let (events, stop_events) =
-            EventLoop::open(&pins, directory, containers.clone(), tools.clone(), signals, Arc::clone(&counters))?;
+        let (events, stop_events) = EventLoop::open(
+            &pins,
+            directory,
+            containers.clone(),
+            enforcement.clone(),
+            tools,
+            signals,
+            Arc::clone(&counters),
+        )?;
         let (ended, events_ended) = oneshot::channel();
         thread::Builder::new()
             .name("events".to_owned())
@@ -117,8 +123,16 @@ impl App {
             })
             .context("starting the events' thread")?;
 
+        reload_on_changes(changes, enforcement.clone(), Arc::clone(&counters))?;
+
         let stage = image::complete_signals(pending, containers.clone(), sender.clone(), Arc::clone(&counters));
-        let resolver = image::resolve_images(containers.clone(), sender.clone(), store.clone(), Arc::clone(&counters));
+        let resolver = image::resolve_images(
+            containers.clone(),
+            enforcement.clone(),
+            sender.clone(),
+            store.clone(),
+            Arc::clone(&counters),
+        );
         let expiry = async move {
             let mut ticks = interval(EXPIRE_INTERVAL);
             loop {
@@ -128,7 +142,7 @@ impl App {
                 }
             }
         };
-        let forgetting = forget_unused_contents(pins.clone());
+        let forgetting = forget_unused_contents(pins);
         let facts = NodeFacts {
             backend: signal::backend(Some(kernel::published(backend))),
             backend_reason: reason,
@@ -139,10 +153,10 @@ impl App {
         let sources = Sources {
             store,
             containers,
-            kernel: Arc::clone(&kernel) as Arc<dyn api::KernelCounters>,
+            kernel: kernel as Arc<dyn api::KernelCounters>,
             counters,
             facts: Arc::new(facts),
-            policy: policy_state.clone(),
+            enforcement: enforcement.clone(),
         };
         let (listener, socket) = api::socket::bind(&config.run_dir, socket_group)?;
         let (shutdown, stopped) = watch::channel(false);
@@ -151,12 +165,7 @@ impl App {
             stage: Some(tokio::spawn(stage)),
             background: vec![tokio::spawn(resolver), tokio::spawn(expiry), tokio::spawn(forgetting)],
             server: Some(tokio::spawn(api::serve(listener, sources, stopped))),
-            config,
-            tools,
-            kernel,
-            policy: policy_state,
-            backend,
-            pins,
+            enforcement,
             stop_events,
             events_ended: Some(events_ended),
             shutdown,
@@ -166,25 +175,9 @@ impl App {
         })
     }
 
-    /// Reads catalogue and policy again; if one is broken, the old ones stay in force.
+    /// Reads catalogue and policies again; if one is broken, the old ones stay in force.
     pub fn reload(&self) {
-        if let Err(error) = self.try_reload() {
-            let error = format!("{error:#}");
-            tracing::error!(error, "catalogue and policy could not be reloaded; the former ones stay in force");
-            self.policy.set_error(error);
-        }
-    }
-
-    fn try_reload(&self) -> anyhow::Result<()> {
-        let catalog = additions::load(&self.config.catalog_dir)?;
-        let policy = policies::load(&self.config.policy_dir, &catalog)?;
-        // Before the tables: an event about a new tool may come at once.
-        let former = self.tools.replace(known(catalog, &policy));
-        if let Err(error) = self.kernel.replace(&policy) {
-            self.tools.replace(former);
-            return Err(error).context("filling the kernel's tables");
-        }
-        put_in_force(&self.config, self.backend, &self.pins, &policy, &self.policy)
+        self.enforcement.reload(Cause::Request);
     }
 
     /// Waits for a part to end, which none does by itself.
@@ -243,6 +236,24 @@ where
     Ok(outcome??)
 }
 
+/// Reads policies and catalogue again whenever their directories change, in a thread that ends with the process: what it does
+/// can be left at any moment. And once at first, as they were read before they were watched.
+fn reload_on_changes(mut changes: Changes, enforcement: Enforcement, counters: Arc<Counters>) -> anyhow::Result<()> {
+    let reload = move || {
+        loop {
+            enforcement.reload(Cause::Change);
+            if let Err(error) = changes.wait() {
+                counters.directories_unwatched.increment();
+                tracing::error!(%error, "policies and catalogue are not watched any more: send SIGHUP after changes");
+                return;
+            }
+        }
+    };
+    let thread = thread::Builder::new().name("changes".to_owned());
+    thread.spawn(reload).context("starting the thread that watches policies and catalogue")?;
+    Ok(())
+}
+
 /// Removes what shims have learnt of images that are no longer used.
 async fn forget_unused_contents(pins: Pins) {
     let mut ticks = interval(FORGET_INTERVAL);
@@ -261,33 +272,6 @@ async fn forget_unused_contents(pins: Pins) {
             Err(_) => return,
         }
     }
-}
-
-/// Publishes a policy whose tables are filled.
-fn put_in_force(
-    config: &Config,
-    backend: Backend,
-    pins: &Pins,
-    policy: &Loaded,
-    state: &PolicyState,
-) -> anyhow::Result<()> {
-    let set = policyset::PolicySet {
-        format: policyset::FORMAT,
-        backend: kernel::published(backend),
-        pins: pins.directory().to_owned(),
-        inner_shim: config.shim.inner.to_path_buf(),
-        catalog: policy.catalog,
-        default_policy: policy.entry.clone(),
-    };
-    publish::publish(&config.run_dir, &set)?;
-    state.set(v1::Policy {
-        id: policy.entry.id,
-        name: policy.entry.name.clone(),
-        mode: signal::mode(policy.entry.mode).into(),
-        source: policy.source.clone(),
-    });
-    tracing::info!(policy = policy.entry.name, mode = %policy.entry.mode, source = policy.source, "policy in force");
-    Ok(())
 }
 
 fn check_message(check: probe::Check) -> v1::Check {

@@ -7,16 +7,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use portcullis_policy::record::ContainerRecord;
+use portcullis_policy::{policyset::Mode, record::ContainerRecord, select::IMAGE_NAME};
 use tokio::sync::Notify;
 
 use crate::{records::RecordName, store::ContainerKey};
 
 /// Containers at most; about 2 kB each. A node runs some hundreds.
 const MAX: usize = 16_384;
-
-/// By CRI's annotation the image's name is known at once.
-const IMAGE_ANNOTATION: &str = "io.kubernetes.cri.image-name";
 
 /// What is known about a container's image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +30,48 @@ pub enum Image {
     Unanswered,
 }
 
+impl Image {
+    /// Its name, if it is known.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Known(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// The policy that a container is under, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The policy's name.
+    pub policy: String,
+    /// See [`portcullis_policy::policyset::Choice::policy_reason`].
+    pub policy_reason: String,
+    /// The mode in force.
+    pub mode: Mode,
+    /// See [`portcullis_policy::policyset::Choice::mode_reason`].
+    pub mode_reason: String,
+}
+
+impl Standing {
+    /// What the shim chose.
+    pub fn of(record: &ContainerRecord) -> Self {
+        Self {
+            policy: record.policy.clone(),
+            policy_reason: record.policy_reason.clone(),
+            mode: record.mode,
+            mode_reason: record.mode_reason.clone(),
+        }
+    }
+}
+
 /// One container.
 #[derive(Debug, Clone)]
 pub struct Container {
     /// What the shim wrote.
     pub record: Arc<ContainerRecord>,
+    /// The policy that it is under by now: the record has the one that it began with.
+    pub standing: Standing,
     /// Its image.
     pub image: Image,
     /// Seen ended: by its record, or because its cgroup is gone.
@@ -92,12 +126,14 @@ impl Containers {
             // New, or another container in the place of one that has ended.
             _ => {}
         }
-        let image = match record.annotations.get(IMAGE_ANNOTATION) {
+        // By CRI's annotation the image's name is known at once.
+        let image = match record.annotations.get(IMAGE_NAME) {
             Some(image) if !image.is_empty() => Image::Known(image.clone()),
             _ => Image::Wanted,
         };
         let wanted = image == Image::Wanted;
-        table.insert(name, Container { record: Arc::new(record), image, ended_ns });
+        let standing = Standing::of(&record);
+        table.insert(name, Container { record: Arc::new(record), standing, image, ended_ns });
         drop(table);
         if wanted {
             self.wanted.notify_one();
@@ -143,6 +179,15 @@ impl Containers {
             container.image = image;
         }
         self.images.notify_one();
+    }
+
+    /// The container is under another policy or mode by now.
+    pub fn set_standing(&self, name: &RecordName, created_ns: u64, standing: Standing) {
+        if let Some(container) = self.table().get_mut(name)
+            && container.record.created_ns == created_ns
+        {
+            container.standing = standing;
+        }
     }
 
     /// Asks again for the images of running containers about which containerd did not answer.

@@ -78,6 +78,16 @@ counters! {
         guards_orphaned,
         /// Guards that could not be removed.
         release_errors,
+        /// Times that catalogue or policies could not be used, and the former ones stayed in force.
+        policies_rejected,
+        /// Containers that could not be put under the policy that is chosen for them; each is tried again.
+        moves_failed,
+        /// Policies that are no longer in force and whose rules stay for containers that could not be moved.
+        policies_outlived,
+        /// Files of operators' modes that could not be read and were moved aside.
+        overrides_lost,
+        /// Directories of policies or catalogue that can't be watched: only SIGHUP makes the agent read them again.
+        directories_unwatched,
         /// Questions for a container's image that containerd did not answer.
         images_unanswered,
         /// Signals stored without their container's image because it did not become known in time.

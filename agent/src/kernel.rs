@@ -1,47 +1,74 @@
 //! The pinned objects as the agent uses them: tables filled, counters read.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use portcullis_bpf::{
     Backend,
-    abi::ContainerStats,
-    guard::{Guard, GuardError},
+    abi::{Container, ContainerStats, Mode},
+    guard::{Guard, GuardError, Move},
     loader::{self, LoadError},
     pins::Pins,
     probe,
-    tables::Tables,
+    tables::{Content, Tables},
 };
 use portcullis_policy::policyset;
 
-use crate::{api::KernelCounters, config::BackendChoice, policies::Loaded};
+use crate::{api::KernelCounters, config::BackendChoice, enforcement::PolicyTables};
 
 /// The tables.
 pub struct Kernel {
     tables: Mutex<Tables>,
-    guard: Guard,
+    guard: Mutex<Guard>,
 }
 
 impl Kernel {
-    /// Loads and pins what is not pinned yet, and fills the tables.
-    pub fn load(pins: &Pins, backend: Backend, policy: &Loaded) -> Result<Self, LoadError> {
-        let mut tables = loader::load(pins, backend)?;
-        tables.replace(&policy.tables)?;
-        Ok(Self { tables: Mutex::new(tables), guard: Guard::open(pins.clone())? })
+    /// Loads and pins what is not pinned yet.
+    pub fn load(pins: &Pins, backend: Backend) -> Result<Self, LoadError> {
+        let tables = Mutex::new(loader::load(pins, backend)?);
+        Ok(Self { tables, guard: Mutex::new(Guard::open(pins.clone())?) })
     }
 
-    /// Puts another policy into the tables.
-    pub fn replace(&self, policy: &Loaded) -> Result<(), GuardError> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner).replace(&policy.tables)
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guard(&self) -> MutexGuard<'_, Guard> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PolicyTables for Kernel {
+    fn add(&self, content: &Content) -> Result<(), GuardError> {
+        self.tables().add(content)
+    }
+
+    fn retain(&self, content: &Content, held: &HashSet<u32>) -> Result<(), GuardError> {
+        self.tables().retain(content, held)
+    }
+
+    fn policies_held(&self) -> Result<HashSet<u32>, GuardError> {
+        self.guard().policies_held()
+    }
+
+    fn container(&self, cgroup_id: u64) -> Result<Option<Container>, GuardError> {
+        self.guard().container(cgroup_id)
+    }
+
+    fn move_container(&self, cgroup_id: u64, policy: u32, mode: Mode) -> Result<Move, GuardError> {
+        self.guard().move_container(cgroup_id, policy, mode)
     }
 }
 
 impl KernelCounters for Kernel {
     fn container(&self, cgroup_id: u64) -> Option<ContainerStats> {
-        self.guard.stats(cgroup_id)
+        self.guard().stats(cgroup_id)
     }
 
     fn node(&self) -> Vec<(&'static str, u64)> {
-        let counters = self.tables.lock().unwrap_or_else(PoisonError::into_inner).counters();
+        let counters = self.tables().counters();
         counters.unwrap_or_else(|error| {
             let error = anyhow::Error::from(error);
             tracing::warn!(error = format!("{error:#}"), "the kernel's counters can't be read");

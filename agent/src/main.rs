@@ -4,6 +4,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`config`], [`policies`], [`additions`], [`files`] | what people write, checked before anything is touched |
+//! | [`enforcement`], [`changes`] | the policies in force, which container is under which, and when to read them again |
 //! | [`app`] | composition, start and end |
 //! | [`kernel`], [`publish`], [`lock`] | the node's state: tables, policy set, one agent at a time |
 //! | [`events`], [`records`], [`containers`] | from the ring buffer and the shims' records to signals |
@@ -17,10 +18,12 @@
 mod additions;
 mod api;
 mod app;
+mod changes;
 mod clock;
 mod config;
 mod containers;
 mod counters;
+mod enforcement;
 mod events;
 mod files;
 mod image;

@@ -1,114 +1,227 @@
-//! The operator's policy: found, parsed and compiled, without touching the node.
+//! The operator's policies: found, parsed and compiled, without touching the node.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, error::Error, fmt, iter, path::Path, sync::Arc};
 
 use portcullis_bpf::{
     abi::{self, CommKey, Identity, LoaderOption, NameKey, NamePrefix, RuleKey},
-    tables::Content,
+    tables::{COMM_PATTERNS_MAX, Content, RULES_MAX},
 };
 use portcullis_policy::{
-    catalog::{Catalog, Kind, Severity},
-    compile::{CommRule, compile},
-    policyset::PolicyEntry,
+    catalog::{Catalog, Kind},
+    compile::Compiled,
+    identity::compile,
     source::{Action, SHIPPED_DEFAULT, SourceError, parse},
 };
 
-use crate::files::{self, ReadError};
+use crate::{
+    files::{self, ReadError},
+    tools::Meaning,
+};
 
-/// The kernel's id of the one policy.
-const POLICY_ID: u32 = 1;
+/// Policies at a time. Each is tried for each new container.
+pub const POLICIES_MAX: usize = 128;
 
-/// A policy ready for the kernel.
-#[derive(Debug)]
+/// What is shown as the file of the policy that comes with Portcullis.
+pub const SHIPPED: &str = "shipped default";
+
+/// A policy and the text that it was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
-    /// Where it came from, for people.
+    /// The file, or [`SHIPPED`].
     pub source: String,
-    /// For shims.
-    pub entry: PolicyEntry,
+    /// Its text.
+    pub text: String,
+    /// What it was compiled to.
+    pub compiled: Compiled,
+}
+
+impl Loaded {
+    /// `metadata.name`.
+    pub fn name(&self) -> &str {
+        &self.compiled.entry.name
+    }
+}
+
+/// Policies that can be put in force together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policies {
+    /// By rank: the most specific first. At least one selects every container.
+    pub loaded: Vec<Loaded>,
     /// For the kernel.
     pub tables: Content,
     /// For shims: see [`Catalog::version`].
     pub catalog: u32,
-    /// For signals: tool to severity, where the policy gives one.
-    pub severities: HashMap<u32, Severity>,
-    /// For signals: policy and pattern to what its rule says.
-    pub comm: BTreeMap<(u32, u32), CommRule>,
 }
 
-/// Why there is no policy.
+impl Policies {
+    /// For signals: what each policy says, by its id.
+    pub fn meanings(&self) -> BTreeMap<u32, Arc<Meaning>> {
+        let meaning = |policy: &Loaded| (policy.compiled.entry.id, Arc::new(Meaning::from(&policy.compiled)));
+        self.loaded.iter().map(meaning).collect()
+    }
+}
+
+/// What is wrong with the policies.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// Directory or file could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// More than one.
-    #[error(
-        "{} holds {} policies ({}), but one is supported: move the others elsewhere",
-        directory.display(), files.len(), files.join(", ")
-    )]
-    Several {
-        /// Where.
-        directory: PathBuf,
-        /// Which.
-        files: Vec<String>,
-    },
-    /// It makes no sense; says where.
+    /// A file makes no sense; says where.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The catalogue has a name that does not fit into the kernel's table.
-    #[error("{name:?} can't be a tool's name: it must have 1 to 62 bytes and no slash")]
+    /// Two of one name.
+    #[error("{first} and {second} both hold a policy named {name:?}: give one of them another name")]
     Name {
+        /// The name.
+        name: String,
+        /// A file.
+        first: String,
+        /// Another one.
+        second: String,
+    },
+    /// Two of one id.
+    #[error("the policies {first:?} and {second:?} have the same 32-bit hash: change the name of one of them")]
+    Id {
+        /// A policy.
+        first: String,
+        /// Another one.
+        second: String,
+    },
+    /// More than the kernel's tables or a shim's patience can hold.
+    #[error("there are {count} {what} in all policies together, there may be {max}: leave some out")]
+    Many {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// The catalogue or a policy has a name that does not fit into the kernel's table.
+    #[error("{name:?} can't be a tool's name: it must have 1 to 62 bytes and no slash")]
+    Tool {
         /// Which name.
         name: String,
     },
 }
 
-/// The policy of a directory, or the shipped one.
-pub fn load(directory: &Path, catalog: &Catalog) -> Result<Loaded, PolicyError> {
-    let files = files::names(directory, &["yaml", "yml"])?;
-    let (source, text) = match files.as_slice() {
-        [] => ("shipped default".to_owned(), SHIPPED_DEFAULT.to_owned()),
-        [file] => {
-            let path = directory.join(file);
-            (path.display().to_string(), files::read(&path)?)
+/// Everything that is wrong with the policies, on one line.
+#[derive(Debug)]
+pub struct PolicyErrors(pub Vec<PolicyError>);
+
+impl fmt::Display for PolicyErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, error) in self.0.iter().enumerate() {
+            f.write_str(if number == 0 { "" } else { "; " })?;
+            write!(f, "{error}")?;
+            for cause in iter::successors(error.source(), |cause| (*cause).source()) {
+                write!(f, ": {cause}")?;
+            }
         }
-        _ => return Err(PolicyError::Several { directory: directory.to_owned(), files }),
-    };
-    let policy = parse(&source, &text)?;
-    let compiled = compile(catalog, &policy, POLICY_ID)?;
-    let rules = compiled
-        .rules
-        .into_iter()
-        .map(|((policy, tool), action)| (RuleKey { policy, tool }, kernel_action(action)))
-        .collect();
-    let tables = Content { rules, comm_patterns: comm_patterns(&compiled.comm)?, ..known(catalog)? };
-    Ok(Loaded {
-        source,
-        entry: compiled.entry,
-        tables,
-        catalog: catalog.version(),
-        severities: compiled.severities,
-        comm: compiled.comm,
-    })
+        Ok(())
+    }
 }
 
-/// A policy's patterns, for the kernel.
-fn comm_patterns(rules: &BTreeMap<(u32, u32), CommRule>) -> Result<Vec<(CommKey, u32)>, PolicyError> {
-    let key = |policy, rule: &CommRule| {
-        let pattern = &rule.pattern;
-        let too_long = || PolicyError::Name { name: pattern.to_string() };
-        CommKey::new(policy, pattern.name(), pattern.is_whole()).ok_or_else(too_long)
-    };
-    rules.iter().map(|((policy, id), rule)| Ok((key(*policy, rule)?, *id))).collect()
+impl Error for PolicyErrors {}
+
+impl<E: Into<PolicyError>> From<E> for PolicyErrors {
+    fn from(error: E) -> Self {
+        Self(vec![error.into()])
+    }
+}
+
+/// The policies of a directory and, where none of them selects every container, the shipped default.
+pub fn load(directory: &Path, catalog: &Catalog) -> Result<Policies, PolicyErrors> {
+    let files = files::names(directory, &["yaml", "yml"])?;
+    let mut errors = Vec::new();
+    let mut texts = Vec::new();
+    for file in files {
+        let path = directory.join(file);
+        match files::read(&path) {
+            Ok(text) => texts.push((path.display().to_string(), text)),
+            Err(error) => errors.push(error.into()),
+        }
+    }
+    match (prepare(texts, catalog), errors.is_empty()) {
+        (Ok(policies), true) => Ok(policies),
+        (Ok(_), false) => Err(PolicyErrors(errors)),
+        (Err(PolicyErrors(mut others)), _) => {
+            errors.append(&mut others);
+            Err(PolicyErrors(errors))
+        }
+    }
+}
+
+/// Policies from their files' names and texts. All of them are looked at, and all errors told.
+pub fn prepare(texts: Vec<(String, String)>, catalog: &Catalog) -> Result<Policies, PolicyErrors> {
+    let mut errors: Vec<PolicyError> = Vec::new();
+    let mut loaded: Vec<Loaded> = Vec::new();
+    for (source, text) in texts {
+        match parse(&source, &text).and_then(|policy| compile(catalog, &policy)) {
+            Ok(compiled) => loaded.push(Loaded { source, text, compiled }),
+            Err(error) => errors.push(error.into()),
+        }
+    }
+    // A broken file may be the one that selects every container.
+    if errors.is_empty() && !loaded.iter().any(|policy| policy.compiled.entry.select.is_everything()) {
+        let policy = parse(SHIPPED, SHIPPED_DEFAULT)?;
+        let compiled = compile(catalog, &policy)?;
+        loaded.push(Loaded { source: SHIPPED.to_owned(), text: SHIPPED_DEFAULT.to_owned(), compiled });
+    }
+    loaded.sort_by(|a, b| a.compiled.entry.rank().cmp(&b.compiled.entry.rank()));
+    let mut names: BTreeMap<&str, &Loaded> = BTreeMap::new();
+    let mut ids: BTreeMap<u32, &Loaded> = BTreeMap::new();
+    for policy in &loaded {
+        if let Some(other) = names.insert(policy.name(), policy) {
+            let (name, second) = (policy.name().to_owned(), policy.source.clone());
+            errors.push(PolicyError::Name { name, first: other.source.clone(), second });
+        } else if let Some(other) = ids.insert(policy.compiled.entry.id, policy) {
+            errors.push(PolicyError::Id { first: other.name().to_owned(), second: policy.name().to_owned() });
+        }
+    }
+    let sum = |count: fn(&Compiled) -> usize| loaded.iter().map(|policy| count(&policy.compiled)).sum::<usize>();
+    // Half of each table is for the policies in force when these are put beside them.
+    for (what, count, max) in [
+        ("policies", loaded.len(), POLICIES_MAX),
+        ("actions for a tool or a pattern", sum(|policy| policy.rules.len()), RULES_MAX / 2),
+        ("patterns of comm", sum(|policy| policy.comm.len()), COMM_PATTERNS_MAX / 2),
+    ] {
+        if count > max {
+            errors.push(PolicyError::Many { what, count, max });
+        }
+    }
+    match tables(&loaded, catalog) {
+        Ok(tables) if errors.is_empty() => Ok(Policies { loaded, tables, catalog: catalog.version() }),
+        Ok(_) => Err(PolicyErrors(errors)),
+        Err(error) => {
+            errors.push(error);
+            Err(PolicyErrors(errors))
+        }
+    }
+}
+
+fn tables(policies: &[Loaded], catalog: &Catalog) -> Result<Content, PolicyError> {
+    let mut content = known(catalog)?;
+    for Loaded { compiled, .. } in policies {
+        let rules = compiled.rules.iter();
+        content.rules.extend(
+            rules.map(|((policy, tool), action)| (RuleKey { policy: *policy, tool: *tool }, kernel_action(*action))),
+        );
+        for ((policy, id), rule) in &compiled.comm {
+            let pattern = &rule.pattern;
+            let key = CommKey::new(*policy, pattern.name(), pattern.is_whole());
+            let key = key.ok_or_else(|| PolicyError::Tool { name: pattern.to_string() })?;
+            content.comm_patterns.push((key, *id));
+        }
+    }
+    Ok(content)
 }
 
 /// What the catalogue knows, for the kernel.
 fn known(catalog: &Catalog) -> Result<Content, PolicyError> {
-    let key = |name: &str| NameKey::new(name).ok_or_else(|| PolicyError::Name { name: name.to_owned() });
-    let prefix = |name: &String| NamePrefix::new(name).ok_or_else(|| PolicyError::Name { name: name.clone() });
+    let key = |name: &str| NameKey::new(name).ok_or_else(|| PolicyError::Tool { name: name.to_owned() });
+    let prefix = |name: &String| NamePrefix::new(name).ok_or_else(|| PolicyError::Tool { name: name.clone() });
     let options = catalog.loader_options();
     let value = options.value.iter().map(|name| (name, LoaderOption::Value));
     let argv0 = options.argv0.iter().map(|name| (name, LoaderOption::Argv0));
@@ -156,15 +269,30 @@ mod tests {
 
     use super::*;
 
+    fn shipped() -> Catalog {
+        Catalog::shipped().unwrap()
+    }
+
+    /// A policy that selects one namespace.
+    fn text(name: &str, namespace: &str) -> String {
+        format!(
+            "apiVersion: portcullis.dev/v1\nkind: NetworkUtilityPolicy\nmetadata: {{name: {name}}}\nspec:\n  mode: detect\n  select: \
+             {{namespaces: [{namespace}]}}\n  rules: [{{categories: [dns], action: block}}]\n"
+        )
+    }
+
+    fn names(policies: &Policies) -> Vec<&str> {
+        policies.loaded.iter().map(Loaded::name).collect()
+    }
+
     #[test]
     fn an_empty_directory_means_the_shipped_policy() {
         let directory = tempfile::tempdir().unwrap();
-        let catalog = Catalog::shipped().unwrap();
         for path in [directory.path(), Path::new("/nonexistent")] {
-            let loaded = load(path, &catalog).unwrap();
-            assert_eq!(loaded.source, "shipped default");
-            assert_eq!(loaded.entry.id, POLICY_ID);
-            assert!(!loaded.tables.names.is_empty() && !loaded.tables.rules.is_empty());
+            let policies = load(path, &shipped()).unwrap();
+            assert_eq!(policies.loaded[0].source, SHIPPED);
+            assert_eq!(policies.loaded[0].text, SHIPPED_DEFAULT);
+            assert!(!policies.tables.names.is_empty() && !policies.tables.rules.is_empty());
         }
     }
 
@@ -206,35 +334,74 @@ mod tests {
     fn patterns_reach_the_kernel_with_their_actions() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("p.yaml"), SHIPPED_UPSTREAM).unwrap();
-        let loaded = load(directory.path(), &Catalog::shipped().unwrap()).unwrap();
-        assert_eq!((loaded.tables.comm_patterns.len(), loaded.tables.rules.len()), (10, 10));
-        for (key, id) in &loaded.tables.comm_patterns {
-            let rule = &loaded.comm[&(POLICY_ID, *id)];
-            assert_eq!(CommKey::new(POLICY_ID, rule.pattern.name(), rule.pattern.is_whole()), Some(*key));
-            assert!(loaded.tables.rules.contains(&(RuleKey { policy: POLICY_ID, tool: *id }, abi::Action::Alert)));
+        let policies = load(directory.path(), &shipped()).unwrap();
+        assert_eq!((policies.tables.comm_patterns.len(), policies.tables.rules.len()), (10, 10));
+        let meanings = policies.meanings();
+        let (policy, meaning) = meanings.first_key_value().unwrap();
+        for (key, id) in &policies.tables.comm_patterns {
+            let rule = &meaning.comm[id];
+            assert_eq!(CommKey::new(*policy, rule.pattern.name(), rule.pattern.is_whole()), Some(*key));
+            assert!(policies.tables.rules.contains(&(RuleKey { policy: *policy, tool: *id }, abi::Action::Alert)));
         }
-        assert!(load(Path::new("/nonexistent"), &Catalog::shipped().unwrap()).unwrap().tables.comm_patterns.is_empty());
+        assert!(load(Path::new("/nonexistent"), &shipped()).unwrap().tables.comm_patterns.is_empty());
     }
 
     #[test]
-    fn one_file_is_taken_and_several_are_refused() {
+    fn the_shipped_policy_fills_in_where_none_selects_everything() {
         let directory = tempfile::tempdir().unwrap();
-        let catalog = Catalog::shipped().unwrap();
-        let file = directory.path().join("default.yaml");
-        fs::write(&file, SHIPPED_DEFAULT).unwrap();
-        fs::write(directory.path().join(".default.yaml.swp"), "x").unwrap();
-        fs::write(directory.path().join("README"), "x").unwrap();
-        assert_eq!(load(directory.path(), &catalog).unwrap().source, file.display().to_string());
-        fs::write(directory.path().join("other.yml"), SHIPPED_DEFAULT).unwrap();
-        let error = load(directory.path(), &catalog).unwrap_err().to_string();
-        assert!(error.contains("default.yaml, other.yml"), "{error}");
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        write("b.yaml", &text("bank", "bank"));
+        write("a.yml", &text("shop", "'shop-*'"));
+        write(".a.yaml.swp", "x");
+        write("README", "x");
+        let policies = load(directory.path(), &shipped()).unwrap();
+        assert_eq!(names(&policies), ["bank", "shop", "default"], "by rank");
+        assert_eq!(policies.meanings().len(), 3);
+        write("all.yaml", &SHIPPED_DEFAULT.replace("name: default", "name: all"));
+        assert_eq!(names(&load(directory.path(), &shipped()).unwrap()), ["bank", "shop", "all"]);
     }
 
     #[test]
-    fn errors_name_file_line_and_column() {
+    fn all_errors_of_all_files_are_told() {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("p.yaml"), "kind: [\n").unwrap();
-        let error = load(directory.path(), &Catalog::shipped().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("p.yaml") && error.contains(':'), "{error}");
+        let write = |name: &str, text: &[u8]| fs::write(directory.path().join(name), text).unwrap();
+        write("a.yaml", b"kind: [\n");
+        write("b.yaml", text("b", "x").replace("dns", "dsn").as_bytes());
+        write("c.yaml", b"\xff");
+        write("d.yaml", text("same", "x").as_bytes());
+        write("e.yaml", text("same", "y").as_bytes());
+        let PolicyErrors(errors) = load(directory.path(), &shipped()).unwrap_err();
+        let text = PolicyErrors(errors).to_string();
+        for told in [
+            "a.yaml:",
+            "b.yaml:7:25: unknown category \"dsn\"",
+            "c.yaml: stream did not contain valid UTF-8",
+            "d.yaml and ",
+            "e.yaml both hold a policy named \"same\"",
+        ] {
+            assert!(text.contains(told), "{told}: {text}");
+        }
+        assert!(!text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn the_name_of_the_shipped_policy_is_taken_where_it_fills_in() {
+        let one = |name: &str| vec![("p.yaml".to_owned(), text(name, "shop"))];
+        assert!(prepare(one("shop"), &shipped()).is_ok());
+        let error = prepare(one("default"), &shipped()).unwrap_err().to_string();
+        assert!(error.contains("p.yaml and shipped default both hold a policy named \"default\""), "{error}");
+    }
+
+    #[test]
+    fn policies_are_bounded() {
+        let many = |count: usize| {
+            let texts = (0..count).map(|number| (format!("{number}.yaml"), text(&format!("p{number}"), "x"))).collect();
+            prepare(texts, &shipped()).map(|policies| policies.loaded.len()).map_err(|error| error.to_string())
+        };
+        assert_eq!(many(POLICIES_MAX - 1), Ok(POLICIES_MAX), "the shipped one is the last");
+        assert_eq!(
+            many(POLICIES_MAX),
+            Err("there are 129 policies in all policies together, there may be 128: leave some out".to_owned())
+        );
     }
 }

@@ -1,13 +1,13 @@
 //! The policy set, for shims: replaced in one step, so that they read the old one or the new one.
 
 use std::{
-    fs::{self, Permissions},
     io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use portcullis_policy::policyset::{FILE_NAME, PolicySet, PolicySetError};
+
+use crate::files;
 
 /// Why it could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +29,5 @@ pub enum PublishError {
 pub fn publish(run_dir: &Path, set: &PolicySet) -> Result<(), PublishError> {
     let bytes = set.to_bytes()?;
     let path = run_dir.join(FILE_NAME);
-    let temporary = run_dir.join(format!(".{FILE_NAME}"));
-    fs::write(&temporary, bytes)
-        .and_then(|()| fs::set_permissions(&temporary, Permissions::from_mode(0o644)))
-        .and_then(|()| fs::rename(&temporary, &path))
-        .map_err(|source| PublishError::Write { path, source })
+    files::replace(&path, 0o644, &bytes).map_err(|source| PublishError::Write { path, source })
 }

@@ -12,7 +12,7 @@ use portcullis_proto::v1;
 
 use crate::{
     clock::{BootOffset, timestamp},
-    containers::{Container, Image},
+    containers::Container,
     text,
     tools::Tools,
 };
@@ -92,7 +92,10 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
         } else {
             v1::Origin::ExecSession.into()
         },
-        policy: record.map(|record| record.policy.clone()).unwrap_or_default(),
+        policy: tools
+            .policy_name(event)
+            .or_else(|| container.map(|container| container.standing.policy.clone()))
+            .unwrap_or_default(),
         backend: match event.hook {
             Hook::BprmCheck | Hook::BprmCommitted | Hook::Mmap | Hook::SocketCreate | Hook::SocketConnect => {
                 v1::Backend::Lsm.into()
@@ -134,7 +137,7 @@ pub fn unguarded(container: &Container, reason: &str) -> v1::Signal {
         severity: v1::Severity::High.into(),
         time: Some(timestamp(record.created_ns)),
         container: Some(container_message(container)),
-        policy: record.policy.clone(),
+        policy: container.standing.policy.clone(),
         backend: backend(record.backend).into(),
         message: format!(
             "container {} runs without its guard: {}",
@@ -147,7 +150,7 @@ pub fn unguarded(container: &Container, reason: &str) -> v1::Signal {
 
 /// A container as the API shows it, without its counters.
 pub fn container_message(container: &Container) -> v1::Container {
-    let record = &container.record;
+    let Container { record, standing, image, ended_ns } = container;
     let (guarded, unguarded_reason) = match &record.guard {
         Guard::Guarded => (true, String::new()),
         Guard::Unguarded { reason } => (false, reason.clone()),
@@ -155,20 +158,18 @@ pub fn container_message(container: &Container) -> v1::Container {
     v1::Container {
         id: record.container_id.clone(),
         containerd_namespace: record.containerd_namespace.clone(),
-        image: match &container.image {
-            Image::Known(image) => image.clone(),
-            _ => String::new(),
-        },
+        image: image.name().unwrap_or_default().to_owned(),
         cgroup_id: record.cgroup_id,
         pod: pod(record),
-        mode: mode(record.mode).into(),
-        policy: record.policy.clone(),
+        mode: mode(standing.mode).into(),
+        policy: standing.policy.clone(),
+        policy_reason: standing.policy_reason.clone(),
         guarded,
         unguarded_reason,
         created: Some(timestamp(record.created_ns)),
-        ended: container.ended_ns.map(timestamp),
+        ended: (*ended_ns).map(timestamp),
         counters: None,
-        mode_reason: record.mode_reason.clone(),
+        mode_reason: standing.mode_reason.clone(),
         backend: backend(record.backend).into(),
         contents_unknown: record.contents_unknown.clone().unwrap_or_default(),
     }
@@ -268,21 +269,27 @@ pub fn backend(backend: Option<policyset::Backend>) -> v1::Backend {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use super::*;
-    use crate::{clock, testing, tools::Known};
+    use crate::{
+        clock,
+        containers::{Image, Standing},
+        testing,
+        tools::{Known, Meaning},
+    };
 
     fn container(cgroup_id: u64) -> Container {
         let mut record = testing::record(cgroup_id, "c1");
         record.annotations.insert(format!("{CRI}sandbox-name"), "web-1".into());
         record.annotations.insert(format!("{CRI}sandbox-namespace"), "shop".into());
         record.annotations.insert(format!("{CRI}sandbox-uid"), "2f1c".into());
-        Container { record: Arc::new(record), image: Image::Known("alpine:3".into()), ended_ns: None }
+        let standing = Standing::of(&record);
+        Container { record: Arc::new(record), standing, image: Image::Known("alpine:3".into()), ended_ns: None }
     }
 
     fn tools() -> Tools {
-        Tools::new(Known { catalog: catalog::Catalog::shipped().unwrap(), ..Known::default() })
+        Tools::new(Known::new(catalog::Catalog::shipped().unwrap(), [].into()))
     }
 
     /// The kernel's id of a tool.
@@ -353,9 +360,19 @@ mod tests {
             |tools: &Tools| from_event(&testing::event(42, nc, 10), None, tools, BootOffset::now()).severity();
         assert_eq!(severity(&tools), v1::Severity::High);
         let catalog = catalog::Catalog::shipped().unwrap();
+        let meaning = |name: &str, severities| {
+            let severities = BTreeMap::from_iter(severities);
+            Arc::new(Meaning { name: name.to_owned(), severities, ..Meaning::default() })
+        };
+        let low = meaning("low", Some((nc, catalog::Severity::Low)));
+        // The event is of policy 1.
         let lower =
-            Tools::new(Known { catalog, severities: [(nc, catalog::Severity::Low)].into(), ..Known::default() });
+            Tools::new(Known::new(catalog.clone(), [(1, Arc::clone(&low)), (2, meaning("other", None))].into()));
         assert_eq!(severity(&lower), v1::Severity::Low);
+        let signal = from_event(&testing::event(42, nc, 10), Some(&container(42)), &lower, BootOffset::now());
+        assert_eq!(signal.policy, "low", "the one that made the event, wherever the container is by now");
+        let other = Tools::new(Known::new(catalog, [(2, low)].into()));
+        assert_eq!(severity(&other), v1::Severity::High);
     }
 
     #[test]
@@ -377,7 +394,8 @@ mod tests {
     fn an_unguarded_container_becomes_a_signal() {
         let mut record = testing::record(0, "c1");
         record.guard = Guard::Unguarded { reason: "no cgroup\n".into() };
-        let container = Container { record: Arc::new(record), image: Image::None, ended_ns: None };
+        let standing = Standing::of(&record);
+        let container = Container { record: Arc::new(record), standing, image: Image::None, ended_ns: None };
         let signal = unguarded(&container, "no cgroup\n");
         assert_eq!(signal.message, "container c1 runs without its guard: no cgroup\\n");
         assert_eq!(signal.severity(), v1::Severity::High);

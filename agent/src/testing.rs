@@ -1,12 +1,138 @@
 //! What the tests of several modules share.
 
-use std::{fs, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard},
+};
 
-use portcullis_bpf::abi::{Ancestor, Event, Hook, Verdict, identified_by};
+use portcullis_bpf::{
+    abi::{self, Ancestor, Event, Hook, Verdict, identified_by},
+    guard::{GuardError, Move},
+    tables::Content,
+};
 use portcullis_policy::{
+    catalog::Catalog,
     policyset::{Backend, Mode},
     record::{ContainerRecord, DIR_NAME, FORMAT, Guard, file_name},
 };
+
+use crate::{
+    containers::Containers,
+    counters::Counters,
+    enforcement::{Enforcement, Node, Overrides, PolicyTables},
+    policies,
+    tools::{Known, Tools},
+};
+
+/// The kernel's tables, without a kernel.
+#[derive(Default)]
+pub struct FakeTables {
+    state: Mutex<FakeState>,
+}
+
+/// What is in them.
+#[derive(Default)]
+pub struct FakeState {
+    /// By cgroup id.
+    pub containers: HashMap<u64, abi::Container>,
+    /// The policies that have rules.
+    pub policies: HashSet<u32>,
+    /// Nothing can be added.
+    pub full: bool,
+    /// Containers that can't be moved.
+    pub stuck: HashSet<u64>,
+}
+
+impl FakeTables {
+    /// To look into them and to change them.
+    pub fn state(&self) -> MutexGuard<'_, FakeState> {
+        self.state.lock().unwrap()
+    }
+
+    /// A container is entered, as by its shim.
+    pub fn enter(&self, cgroup_id: u64, policy: u32, mode: abi::Mode) {
+        let mode = mode as u32;
+        let container =
+            abi::Container { policy, mode, init_pid: 7, backend: 1, scope: 9, node_mount_ns: 11, reserved: 0 };
+        self.state().containers.insert(cgroup_id, container);
+    }
+
+    fn error() -> GuardError {
+        GuardError::Bpffs { path: "/fake".into(), source: io::Error::other("fake") }
+    }
+}
+
+impl PolicyTables for FakeTables {
+    fn add(&self, content: &Content) -> Result<(), GuardError> {
+        let mut state = self.state();
+        if state.full {
+            return Err(Self::error());
+        }
+        state.policies.extend(content.rules.iter().map(|(key, _)| key.policy));
+        Ok(())
+    }
+
+    fn retain(&self, content: &Content, held: &HashSet<u32>) -> Result<(), GuardError> {
+        let wanted: HashSet<u32> =
+            content.rules.iter().map(|(key, _)| key.policy).chain(held.iter().copied()).collect();
+        self.state().policies.retain(|id| wanted.contains(id));
+        Ok(())
+    }
+
+    fn policies_held(&self) -> Result<HashSet<u32>, GuardError> {
+        Ok(self.state().containers.values().map(|container| container.policy).collect())
+    }
+
+    fn container(&self, cgroup_id: u64) -> Result<Option<abi::Container>, GuardError> {
+        Ok(self.state().containers.get(&cgroup_id).copied())
+    }
+
+    fn move_container(&self, cgroup_id: u64, policy: u32, mode: abi::Mode) -> Result<Move, GuardError> {
+        let mut state = self.state();
+        if state.stuck.contains(&cgroup_id) {
+            return Err(Self::error());
+        }
+        // Whoever is moved to a policy has its rules.
+        assert!(state.policies.contains(&policy));
+        let Some(container) = state.containers.get_mut(&cgroup_id) else { return Ok(Move::Gone) };
+        let new = abi::Container { policy, mode: mode as u32, ..*container };
+        Ok(if std::mem::replace(container, new) == new { Move::InPlace } else { Move::Moved })
+    }
+}
+
+/// A node whose directories are all in one.
+pub fn node(directory: &Path) -> Node {
+    Node {
+        run_dir: directory.to_owned(),
+        policy_dir: directory.join("policies"),
+        catalog_dir: directory.join("catalog.d"),
+        backend: Backend::Lsm,
+        pins: "/sys/fs/bpf/portcullis".into(),
+        inner_shim: "inner".into(),
+    }
+}
+
+/// The policies of a directory in force, or the shipped one, with tables as given.
+pub fn enforcement_with(
+    directory: &Path,
+    containers: &Containers,
+    tables: Arc<FakeTables>,
+    counters: Arc<Counters>,
+) -> Enforcement {
+    let node = node(directory);
+    let catalog = Catalog::shipped().unwrap();
+    let policies = policies::load(&node.policy_dir, &catalog).unwrap();
+    let tools = Tools::new(Known::new(catalog, policies.meanings()));
+    let overrides = Overrides::open(directory, &counters);
+    Enforcement::start(node, tables, containers.clone(), tools, counters, policies, overrides).unwrap()
+}
+
+/// The same, where the tables do not matter.
+pub fn enforcement(directory: &Path, containers: &Containers) -> Enforcement {
+    enforcement_with(directory, containers, Arc::default(), Arc::default())
+}
 
 /// A guarded container's record.
 pub fn record(cgroup_id: u64, container_id: &str) -> ContainerRecord {
@@ -23,6 +149,7 @@ pub fn record(cgroup_id: u64, container_id: &str) -> ContainerRecord {
         policy: "default".into(),
         mode: Mode::Enforce,
         mode_reason: "policy".into(),
+        policy_reason: "no other policy selects this container".into(),
         backend: Some(Backend::Lsm),
         guard: Guard::Guarded,
         contents_unknown: None,

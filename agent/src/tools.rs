@@ -1,16 +1,16 @@
-//! What a tool's or pattern's number in an event means: the catalogue's entry, what the policy in force says of it, and what it
+//! What a tool's or pattern's number in an event means: the catalogue's entry, what the event's policy says of it, and what it
 //! excepts.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     mem,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use portcullis_bpf::abi::{Event, identified_by};
 use portcullis_policy::{
     catalog::{Catalog, Kind, Severity, Tool},
-    compile::CommRule,
+    compile::{CommRule, Compiled},
     exceptions::Exceptions,
 };
 
@@ -21,16 +21,40 @@ const PATTERN_TECHNIQUE: &str = "T1105";
 /// Its severity, unless the rule says otherwise.
 const PATTERN_SEVERITY: Severity = Severity::Medium;
 
-/// A catalogue, and the policy that was compiled with it.
-#[derive(Debug, Default)]
+/// What a policy says about what it finds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Meaning {
+    /// The policy's name.
+    pub name: String,
+    /// Tool to severity, where the policy gives one.
+    pub severities: BTreeMap<u32, Severity>,
+    /// Pattern to what its rule says.
+    pub comm: BTreeMap<u32, CommRule>,
+}
+
+impl From<&Compiled> for Meaning {
+    fn from(policy: &Compiled) -> Self {
+        Self {
+            name: policy.entry.name.clone(),
+            severities: policy.severities.clone(),
+            comm: policy.comm.iter().map(|((_, pattern), rule)| (*pattern, rule.clone())).collect(),
+        }
+    }
+}
+
+/// A catalogue, and the policies that were compiled with it.
+#[derive(Debug, Clone, Default)]
 pub struct Known {
     /// The tools.
     pub catalog: Catalog,
-    /// Tool to severity, where the policy gives one.
-    pub severities: HashMap<u32, Severity>,
-    /// Policy and pattern to what its rule says.
-    pub comm: BTreeMap<(u32, u32), CommRule>,
+    /// The policies by their ids in the kernel.
+    pub policies: BTreeMap<u32, Arc<Meaning>>,
+    /// Those that were in force before: events of theirs may be under way, and a container that could not be moved makes more.
+    former: BTreeMap<u32, Arc<Meaning>>,
 }
+
+/// How many policies that are no longer in force are kept.
+const FORMER_MAX: usize = 1024;
 
 /// What is known now. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -42,34 +66,62 @@ impl Tools {
         Self(Arc::new(RwLock::new(known)))
     }
 
-    /// Catalogue and policy are others from now on. Returns the former ones.
-    pub fn replace(&self, known: Known) -> Known {
-        mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), known)
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An event's tool and its severity; `None` when the event was made by another catalogue or policy.
+    /// Catalogue and policies are others from now on. Returns what was known before.
+    pub fn replace(&self, catalog: Catalog, policies: BTreeMap<u32, Arc<Meaning>>) -> Known {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut former = known.policies.clone();
+        if former.len() + known.former.len() <= FORMER_MAX {
+            former.extend(known.former.iter().map(|(id, meaning)| (*id, Arc::clone(meaning))));
+        }
+        mem::replace(&mut *known, Known { catalog, policies, former })
+    }
+
+    /// What was known before is known again.
+    pub fn restore(&self, known: Known) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// An event's tool and its severity; `None` when the event was made by a catalogue or policy that is not known.
     pub fn of(&self, event: &Event) -> Option<(Tool, Severity)> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.read();
         if event.identified_by & identified_by::PATTERN != 0 {
             return known.by_pattern(event);
         }
         let tool = known.catalog.tool(event.tool)?;
-        Some((tool.clone(), known.severities.get(&event.tool).copied().unwrap_or(tool.severity)))
+        let given = known.policy(event.policy).and_then(|policy| policy.severities.get(&event.tool).copied());
+        Some((tool.clone(), given.unwrap_or(tool.severity)))
+    }
+
+    /// The name of the policy under which an event was made.
+    pub fn policy_name(&self, event: &Event) -> Option<String> {
+        self.read().policy(event.policy).map(|policy| policy.name.clone())
     }
 
     /// What the rule excepts by which an event was made.
     pub fn exceptions(&self, event: &Event) -> Option<Arc<Exceptions>> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        known.comm_rule(event)?.exceptions.clone()
+        self.read().comm_rule(event)?.exceptions.clone()
     }
 }
 
 impl Known {
+    /// Catalogue and policies, and none before them.
+    pub fn new(catalog: Catalog, policies: BTreeMap<u32, Arc<Meaning>>) -> Self {
+        Self { catalog, policies, former: BTreeMap::new() }
+    }
+
+    fn policy(&self, id: u32) -> Option<&Meaning> {
+        self.policies.get(&id).or_else(|| self.former.get(&id)).map(Arc::as_ref)
+    }
+
     fn comm_rule(&self, event: &Event) -> Option<&CommRule> {
         if event.identified_by & identified_by::PATTERN == 0 {
             return None;
         }
-        self.comm.get(&(event.policy, event.tool))
+        self.policy(event.policy)?.comm.get(&event.tool)
     }
 
     /// A tool of the catalogue if it has one of that name, else one that is called by the pattern.
@@ -104,15 +156,33 @@ mod tests {
         let id = |catalog: &Catalog, id: &str| catalog.tools().iter().find(|tool| tool.id == id).unwrap().kernel_id();
         let larger = catalog("[category.dns.tools]\nprobe = {}");
         let (probe, nc) = (id(&larger, "probe"), id(&larger, "nc"));
-        let known = Known { catalog: catalog(""), severities: [(nc, Severity::Low)].into(), comm: BTreeMap::new() };
-        let tools = Tools::new(known);
+        // The policy of the event.
+        let lower = |severity| {
+            BTreeMap::from([(1, Arc::new(Meaning { severities: [(nc, severity)].into(), ..Meaning::default() }))])
+        };
+        let tools = Tools::new(Known::new(catalog(""), lower(Severity::Low)));
         let reader = tools.clone();
         let severity = |kernel_id| reader.of(&testing::event(42, kernel_id, 10)).map(|(_, severity)| severity);
         assert_eq!((severity(probe), severity(nc)), (None, Some(Severity::Low)));
-        let former = tools.replace(Known { catalog: larger, ..Known::default() });
-        assert_eq!((severity(probe), severity(nc)), (Some(Severity::Medium), Some(Severity::High)));
-        tools.replace(former);
+        let former = tools.replace(larger, lower(Severity::Critical));
+        assert_eq!((severity(probe), severity(nc)), (Some(Severity::Medium), Some(Severity::Critical)));
+        tools.restore(former);
         assert_eq!((severity(probe), severity(nc)), (None, Some(Severity::Low)));
+    }
+
+    #[test]
+    fn a_former_policy_is_still_known() {
+        let catalog = Catalog::shipped().unwrap();
+        let meaning = |name: &str| Arc::new(Meaning { name: name.to_owned(), ..Meaning::default() });
+        let tools = Tools::new(Known::new(catalog.clone(), [(1, meaning("first"))].into()));
+        let name = || tools.policy_name(&testing::event(42, 7, 10));
+        tools.replace(catalog.clone(), [(2, meaning("second"))].into());
+        tools.replace(catalog.clone(), [(3, meaning("third"))].into());
+        assert_eq!(name().as_deref(), Some("first"));
+        for id in 4..2000 {
+            tools.replace(catalog.clone(), [(id, meaning("later"))].into());
+        }
+        assert_eq!(name(), None, "not for ever");
     }
 
     #[test]
@@ -125,9 +195,10 @@ mod tests {
             compile(&catalog, &source::parse("t.yaml", &text).unwrap(), 1).unwrap()
         };
         let described = |rule: &str, invoked: &str| {
-            let comm = policy(rule).comm;
-            let (_, pattern) = *comm.keys().next().unwrap();
-            let tools = Tools::new(Known { catalog: catalog.clone(), comm, ..Known::default() });
+            let compiled = policy(rule);
+            let (id, pattern) = *compiled.comm.keys().next().unwrap();
+            let policies = [(id, Arc::new(Meaning::from(&compiled)))].into();
+            let tools = Tools::new(Known::new(catalog.clone(), policies));
             let mut event = testing::event(42, pattern, 10);
             event.invoked = invoked.into();
             assert!(tools.of(&event).is_none(), "it is no tool");

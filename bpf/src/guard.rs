@@ -1,6 +1,7 @@
 //! Putting one container under guard, and releasing it. Everything here works on pinned objects: no agent needed.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -13,7 +14,7 @@ use aya::{
 
 use crate::{
     Backend,
-    abi::{Container, ContainerStats},
+    abi::{Container, ContainerStats, Mode},
     cgroup::Cgroup,
     pins::{LSM_PROGRAMS, Pins},
 };
@@ -88,6 +89,20 @@ fn require(path: &Path) -> Result<(), GuardError> {
     if path.exists() { Ok(()) } else { Err(GuardError::NotPinned { path: path.to_owned() }) }
 }
 
+/// `BPF_EXIST` of `bpf(2)`: an update that does not create.
+const BPF_EXIST: u64 = 2;
+
+/// What became of a container that was to be put under another policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Move {
+    /// It is under the other policy or mode now.
+    Moved,
+    /// It was already.
+    InPlace,
+    /// It is not under guard.
+    Gone,
+}
+
 /// The tables through which containers are guarded.
 #[derive(Debug)]
 pub struct Guard {
@@ -128,6 +143,41 @@ impl Guard {
             .insert(cgroup_id, ContainerStats::default(), 0)
             .map_err(|source| GuardError::Map { name: "container_stats", source })?;
         self.containers.insert(cgroup_id, container, 0).map_err(|source| GuardError::Map { name: "containers", source })
+    }
+
+    /// Puts a container under another policy or mode, in one step: a program sees the old entry or the new one. A container
+    /// that is not in the table stays out of it, even if it is released at this moment.
+    pub fn move_container(&mut self, cgroup_id: u64, policy: u32, mode: Mode) -> Result<Move, GuardError> {
+        let error = |source| GuardError::Map { name: "containers", source };
+        let old = match self.containers.get(&cgroup_id, 0) {
+            Ok(old) => old,
+            Err(source) if is_missing(&source) => return Ok(Move::Gone),
+            Err(source) => return Err(error(source)),
+        };
+        let new = Container { policy, mode: mode as u32, ..old };
+        if new == old {
+            return Ok(Move::InPlace);
+        }
+        match self.containers.insert(cgroup_id, new, BPF_EXIST) {
+            Ok(()) => Ok(Move::Moved),
+            Err(source) if is_missing(&source) => Ok(Move::Gone),
+            Err(source) => Err(error(source)),
+        }
+    }
+
+    /// A container's entry, if it is in the table.
+    pub fn container(&self, cgroup_id: u64) -> Result<Option<Container>, GuardError> {
+        match self.containers.get(&cgroup_id, 0) {
+            Ok(container) => Ok(Some(container)),
+            Err(source) if is_missing(&source) => Ok(None),
+            Err(source) => Err(GuardError::Map { name: "containers", source }),
+        }
+    }
+
+    /// The policies under which some container is, whoever has put it there.
+    pub fn policies_held(&self) -> Result<HashSet<u32>, GuardError> {
+        let containers = self.containers.iter().map(|entry| entry.map(|(_, container)| container.policy));
+        containers.collect::<Result<_, _>>().map_err(|source| GuardError::Map { name: "containers", source })
     }
 
     fn attach_lsm(&self, cgroup: &Cgroup) -> Result<(), GuardError> {

@@ -13,6 +13,11 @@ use crate::{
     pins::Pins,
 };
 
+/// How many rules the table has room for, as maps.bpf.h says.
+pub const RULES_MAX: usize = 65_536;
+/// How many patterns of comm the table has room for, as maps.bpf.h says.
+pub const COMM_PATTERNS_MAX: usize = 4096;
+
 /// What the tables are to hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Content {
@@ -61,13 +66,10 @@ impl Tables {
         })
     }
 
-    /// Makes the tables hold exactly this; what shims have learnt of images stays. New entries go in before old ones go
-    /// out, so that a running container is at no moment without the rules that are in both.
-    pub fn replace(&mut self, content: &Content) -> Result<(), GuardError> {
-        let key = |fingerprint| FingerprintKey { fingerprint, scope: 0 };
-        let fingerprints: Vec<_> =
-            content.fingerprints.iter().map(|(hash, identity)| (key(*hash), *identity)).collect();
-        let options: Vec<_> = content.loader_options.iter().map(|(name, option)| (*name, *option as u32)).collect();
+    /// Puts this into the tables, beside what is there. Of a key that is there already the new value holds.
+    pub fn add(&mut self, content: &Content) -> Result<(), GuardError> {
+        let fingerprints = fingerprints(content);
+        let options = loader_options(content);
         let rules: Vec<_> = content.rules.iter().map(|(key, action)| (*key, *action as u32)).collect();
         for place in 0..PREFIXES_MAX {
             let prefix = content.multicall_prefixes.get(place).unwrap_or(&NamePrefix::NONE);
@@ -81,22 +83,33 @@ impl Tables {
         insert(&mut self.loader_options, "loader_options", &options)?;
         insert(&mut self.rules, "rules", &rules)?;
         // After the rules: what is found in it is looked up there.
-        self.replace_comm_patterns(&content.comm_patterns)
-            .map_err(|source| GuardError::Map { name: "comm_patterns", source })?;
-        remove_others(&mut self.names, "names", &content.names, |_| true)?;
-        remove_others(&mut self.fingerprints, "fingerprints", &fingerprints, |key| key.scope == 0)?;
-        remove_others(&mut self.loader_options, "loader_options", &options, |_| true)?;
-        remove_others(&mut self.rules, "rules", &rules, |_| true)
+        content
+            .comm_patterns
+            .iter()
+            .try_for_each(|(key, pattern)| self.comm_patterns.insert(&Key::new(key.bits, key.comm), pattern, 0))
+            .map_err(|source| GuardError::Map { name: "comm_patterns", source })
     }
 
-    fn replace_comm_patterns(&mut self, wanted: &[(CommKey, u32)]) -> Result<(), MapError> {
-        for (key, pattern) in wanted {
-            self.comm_patterns.insert(&Key::new(key.bits, key.comm), pattern, 0)?;
-        }
+    /// Removes what is not in this, but for the rules of the policies that are `held` by containers, and for what shims have
+    /// learnt of images. Of two contents, [`Self::add`] the new one before removing what only the old one had: a running
+    /// container is at no moment without what is in both.
+    pub fn retain(&mut self, content: &Content, held: &HashSet<u32>) -> Result<(), GuardError> {
+        let rules: Vec<_> = content.rules.iter().map(|(key, action)| (*key, *action as u32)).collect();
+        remove_others(&mut self.names, "names", &content.names, |_| true)?;
+        remove_others(&mut self.fingerprints, "fingerprints", &fingerprints(content), |key| key.scope == 0)?;
+        remove_others(&mut self.loader_options, "loader_options", &loader_options(content), |_| true)?;
+        // Before the rules: what is found in it is looked up there.
+        self.retain_comm_patterns(&content.comm_patterns, held)
+            .map_err(|source| GuardError::Map { name: "comm_patterns", source })?;
+        remove_others(&mut self.rules, "rules", &rules, |key| !held.contains(&key.policy))
+    }
+
+    fn retain_comm_patterns(&mut self, wanted: &[(CommKey, u32)], held: &HashSet<u32>) -> Result<(), MapError> {
         let wanted: HashSet<CommKey> = wanted.iter().map(|(key, _)| *key).collect();
         let known: Vec<Key<Comm>> = self.comm_patterns.keys().collect::<Result<_, _>>()?;
         known
             .iter()
+            .filter(|key| !held.contains(&{ key.data().policy }))
             .filter(|key| !wanted.contains(&CommKey { bits: key.prefix_len(), comm: key.data() }))
             .try_for_each(|key| self.comm_patterns.remove(key))
     }
@@ -112,6 +125,15 @@ impl Tables {
         }
         Ok(totals)
     }
+}
+
+fn fingerprints(content: &Content) -> Vec<(FingerprintKey, Identity)> {
+    let key = |fingerprint| FingerprintKey { fingerprint, scope: 0 };
+    content.fingerprints.iter().map(|(hash, identity)| (key(*hash), *identity)).collect()
+}
+
+fn loader_options(content: &Content) -> Vec<(NameKey, u32)> {
+    content.loader_options.iter().map(|(name, option)| (*name, *option as u32)).collect()
 }
 
 fn insert<K: aya::Pod, V: aya::Pod>(

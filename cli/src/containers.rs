@@ -53,7 +53,7 @@ impl Args {
                 columns.extend([text("POLICY"), whole("MATCHED"), whole("STOPPED"), whole("LOST")]);
                 if wide {
                     columns.extend([whole("BACKEND"), text("NAMESPACE"), whole("CGROUP"), whole("CREATED")]);
-                    columns.extend([whole("ENDED"), text("WHY")]);
+                    columns.extend([whole("ENDED"), text("WHY THIS POLICY"), text("WHY")]);
                 }
                 let rows: Vec<_> = containers.iter().map(|container| row(container, wide)).collect();
                 Table::new(columns, global.screen()).write(&mut out, &rows)?;
@@ -93,6 +93,7 @@ fn row(container: &Container, wide: bool) -> Vec<Cell> {
             Cell::text(container.cgroup_id.to_string()),
             time(container.created),
             time(container.ended),
+            Cell::text(&container.policy_reason),
             Cell::text(why(container)),
         ]);
     }

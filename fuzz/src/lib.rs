@@ -12,10 +12,12 @@ use portcullis_bpf::{
     fingerprint::{HEAD_LEN, of_file, of_head},
 };
 use portcullis_policy::{
+    arrange::arrange,
     catalog::{Catalog, Kind},
-    compile,
-    policyset::{MODE_ANNOTATION, PolicySet},
+    compile, identity,
+    policyset::{Choice, MODE_ANNOTATION, PolicySet},
     record::{ContainerRecord, file_name},
+    select::Facts,
     source,
 };
 
@@ -105,6 +107,10 @@ pub fn policy(data: &[u8]) {
         Ok((policy, compiled)) => {
             assert_eq!(compiled.entry.name, policy.metadata.name);
             assert_eq!(compiled.entry.mode, policy.spec.mode);
+            let own = identity::compile(&SHIPPED, &policy).expect("it compiles under any id");
+            assert_ne!(own.entry.id, 0);
+            let arranged = arrange(&[own], |_| None).is_some();
+            assert_eq!(arranged, policy.spec.select.is_everything(), "the default is for every container");
             for ((id, tool), action) in compiled.rules {
                 assert_eq!(id, 7);
                 let known = SHIPPED.tool(tool).is_some() || compiled.comm.contains_key(&(7, tool));
@@ -135,9 +141,19 @@ pub fn records(data: &[u8]) {
         assert_eq!(PolicySet::parse(&set.to_bytes().expect("it was read from UTF-8")).expect("our own"), set);
         for mode in ["detect", "enforce", "odd"] {
             let annotations = BTreeMap::from([(MODE_ANNOTATION.to_owned(), mode.to_owned())]);
-            let chosen = set.choose(&annotations);
-            assert_eq!(chosen.is_ok(), mode != "odd");
-            assert!(chosen.is_ok_and(|choice| !choice.reason.is_empty()) || mode == "odd");
+            let facts = |image| Facts {
+                namespace: Some("default"),
+                pod: None,
+                container: Some("c1"),
+                image,
+                annotations: &annotations,
+            };
+            for image in [None, Some("nginx:1")] {
+                let chosen = set.choose(&facts(image));
+                assert_eq!(chosen.is_ok(), mode != "odd");
+                let told = |choice: Choice<'_>| !choice.mode_reason.is_empty() && !choice.policy_reason.is_empty();
+                assert!(chosen.is_ok_and(told) || mode == "odd");
+            }
         }
     }
 }

@@ -1,10 +1,6 @@
 //! Catalogue and policy → what the kernel programs look up.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_saphyr::Spanned;
 
@@ -38,7 +34,7 @@ pub struct Compiled {
     /// Kernel id of the policy and of tool or pattern to action. What is ignored is not in it.
     pub rules: Vec<((u32, u32), Action)>,
     /// Kernel id of the tool to the severity of its signals, where the policy gives one.
-    pub severities: HashMap<u32, Severity>,
+    pub severities: BTreeMap<u32, Severity>,
     /// Kernel id of policy and pattern to the pattern; those that are ignored as well, as they shield from shorter ones.
     pub comm: BTreeMap<(u32, u32), CommRule>,
 }
@@ -49,7 +45,7 @@ pub fn compile(catalog: &Catalog, policy: &Policy, id: u32) -> Result<Compiled, 
         check(catalog, &policy.file, rule)?;
     }
     let (mut rules, comm) = compile_comm(catalog, policy, id)?;
-    let mut severities = HashMap::new();
+    let mut severities = BTreeMap::new();
     for tool in catalog.tools() {
         let kernel_id = tool.kernel_id();
         let decides = |rule: &&Rule| {
@@ -69,11 +65,11 @@ pub fn compile(catalog: &Catalog, policy: &Policy, id: u32) -> Result<Compiled, 
         Mode::Enforce => OnAttachFailure::Deny,
     });
     let entry = PolicyEntry {
-        id,
-        name: policy.metadata.name.clone(),
-        mode: policy.spec.mode,
-        on_attach_failure,
+        select: policy.spec.select.clone(),
+        priority: policy.spec.priority,
         allow_loosening: policy.spec.allow_loosening,
+        require_backend: policy.spec.require_backend,
+        ..PolicyEntry::new(id, &policy.metadata.name, policy.spec.mode, on_attach_failure)
     };
     Ok(Compiled { entry, rules, severities, comm })
 }

@@ -6,13 +6,20 @@
 //! | [`source`] | the operator's policy files: YAML in, typed policy out, errors with line and column |
 //! | [`comm`] | executables named by a pattern of their comm |
 //! | [`exceptions`] | what a rule leaves out although it matches |
-//! | [`compile`] | catalogue and policies → kernel tables and the policy set |
+//! | [`compile`] | catalogue and policy → kernel tables |
+//! | [`identity`] | the id that a compiled policy has in the kernel's tables |
+//! | [`strictness`] | whether one policy may be taken in another's place without loosening anything |
+//! | [`arrange`] | several policies → the order in which they are tried, for the policy set |
+//! | [`glob`] | `*` and `?` |
+//! | [`select`] | which containers a policy is for |
 //! | [`policyset`] | what the agent publishes and the shim reads: which container gets which policy |
 //! | [`record`] | what the shim writes and the agent reads: which container a cgroup id belongs to |
 //!
-//! The last two are all that the shim needs; the others are behind the feature `source`.
+//! The last four are all that the shim needs; the others are behind the feature `source`.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "source")]
+pub mod arrange;
 #[cfg(feature = "source")]
 pub mod catalog;
 #[cfg(feature = "source")]
@@ -21,7 +28,13 @@ pub mod comm;
 pub mod compile;
 #[cfg(feature = "source")]
 pub mod exceptions;
+pub mod glob;
+#[cfg(feature = "source")]
+pub mod identity;
 pub mod policyset;
 pub mod record;
+pub mod select;
 #[cfg(feature = "source")]
 pub mod source;
+#[cfg(feature = "source")]
+pub mod strictness;

@@ -3,15 +3,17 @@
 //! The file is JSON so that the shim needs no YAML. The agent replaces it by an atomic rename: a shim sees the
 //! old set or the new one, never half of each.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::select::{Facts, Rank, Select, Selection};
 
 /// File name below the run directory.
 pub const FILE_NAME: &str = "policyset";
 
 /// Version of the file's format; a shim refuses any other.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The annotation by which a workload asks for a mode.
 pub const MODE_ANNOTATION: &str = "portcullis.dev/mode";
@@ -72,12 +74,57 @@ pub struct PolicyEntry {
     pub id: u32,
     /// `metadata.name` of the policy.
     pub name: String,
+    /// Which containers it is for.
+    #[serde(default, skip_serializing_if = "Select::is_everything")]
+    pub select: Select,
+    /// Decides between policies that are equally specific; the higher is taken.
+    #[serde(default)]
+    pub priority: i32,
     /// The mode without annotations.
     pub mode: Mode,
+    /// The mode is not the file's but what an operator has set since.
+    #[serde(default)]
+    pub mode_by_operator: bool,
     /// See [`OnAttachFailure`].
     pub on_attach_failure: OnAttachFailure,
-    /// Whether the annotation may turn enforce into detect.
+    /// Whether the annotation may turn enforce into detect, and annotations may select a policy that is less strict.
     pub allow_loosening: bool,
+    /// The backend without which a container counts as one whose guard can't be put in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_backend: Option<Backend>,
+    /// Of a policy that annotations select: ids of those in whose place it may be taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub may_replace: Vec<u32>,
+}
+
+impl PolicyEntry {
+    /// A policy for every container, with nothing else said.
+    pub fn new(id: u32, name: &str, mode: Mode, on_attach_failure: OnAttachFailure) -> Self {
+        Self {
+            id,
+            name: name.to_owned(),
+            select: Select::default(),
+            priority: 0,
+            mode,
+            mode_by_operator: false,
+            on_attach_failure,
+            allow_loosening: false,
+            require_backend: None,
+            may_replace: Vec::new(),
+        }
+    }
+
+    /// Where it stands among others.
+    pub fn rank(&self) -> Rank<'_> {
+        self.select.rank(self.priority, &self.name)
+    }
+
+    /// Why a container can't be guarded as the policy wants; `None` if it can. Cause and remedy.
+    pub fn obstacle(&self, backend: Backend) -> Option<String> {
+        let required = self.require_backend.filter(|required| *required != backend)?;
+        let (name, remedy) = (&self.name, "portcullis check says why and what to do");
+        Some(format!("policy {name} requires the backend {required}, this node has {backend}: {remedy}"))
+    }
 }
 
 /// The whole file.
@@ -94,8 +141,10 @@ pub struct PolicySet {
     pub inner_shim: PathBuf,
     /// Changes with the catalogue: what was learnt by another one has to be learnt anew.
     pub catalog: u32,
-    /// The policy of a container that no selector names.
+    /// The policy of a container that no other selects.
     pub default_policy: PolicyEntry,
+    /// The others, in the order in which they are tried.
+    pub policies: Vec<PolicyEntry>,
 }
 
 /// A policy set that can't be used.
@@ -128,10 +177,14 @@ pub struct ModeAnnotationError {
 pub struct Choice<'a> {
     /// The policy chosen.
     pub policy: &'a PolicyEntry,
+    /// Why this policy: a short sentence.
+    pub policy_reason: String,
     /// The mode in force.
     pub mode: Mode,
-    /// Why this mode: `policy`, `annotation`, or a sentence when the annotation was refused.
-    pub reason: String,
+    /// Why this mode: `policy`, `operator`, `annotation`, or a sentence when the annotation was refused.
+    pub mode_reason: String,
+    /// Another policy might be chosen if the container's image were known.
+    pub hinges_on_image: bool,
 }
 
 impl PolicySet {
@@ -155,28 +208,72 @@ impl PolicySet {
         Ok(bytes)
     }
 
-    /// Chooses policy and mode for a container with these OCI annotations. An annotation may always tighten the
-    /// mode; it loosens it only where the policy allows that.
-    pub fn choose(&self, annotations: &BTreeMap<String, String>) -> Result<Choice<'_>, ModeAnnotationError> {
-        let policy = &self.default_policy;
-        let (mode, reason) = match annotations.get(MODE_ANNOTATION).map(String::as_str) {
-            None => (policy.mode, "policy".to_owned()),
-            Some("enforce") => (Mode::Enforce, "annotation".to_owned()),
-            Some("detect") if policy.mode == Mode::Detect || policy.allow_loosening => {
-                (Mode::Detect, "annotation".to_owned())
+    /// Chooses policy and mode for a container.
+    ///
+    /// The first policy that selects it is taken. What a workload says of itself may tighten, never loosen: a policy that is
+    /// selected by annotations is passed over unless it may replace the one that would be taken without any of these; and the
+    /// annotation for the mode loosens it only where the policy allows that.
+    pub fn choose(&self, facts: &Facts<'_>) -> Result<Choice<'_>, ModeAnnotationError> {
+        let mut hinges_on_image = false;
+        let mut asked_for = Vec::new();
+        let mut found = None;
+        for policy in &self.policies {
+            match policy.select.selection(facts) {
+                Selection::Other => {}
+                Selection::ImageUnknown => hinges_on_image = true,
+                Selection::Selected(matched) if policy.select.by_annotations() => asked_for.push((policy, matched)),
+                Selection::Selected(matched) => {
+                    found = Some((policy, matched));
+                    break;
+                }
             }
-            Some("detect") => (
-                policy.mode,
-                format!("policy; annotation {MODE_ANNOTATION}=detect refused: the policy does not allow loosening"),
-            ),
-            Some(other) => return Err(ModeAnnotationError { value: other.to_owned() }),
+        }
+        let (mut policy, matched) = found.unwrap_or((&self.default_policy, String::new()));
+        let mut policy_reason = if matched.is_empty() {
+            "no other policy selects this container".to_owned()
+        } else {
+            format!("it selects {matched}")
         };
-        Ok(Choice { policy, mode, reason })
+        let replaced = policy.id;
+        let mut refused = Vec::new();
+        for (candidate, matched) in asked_for {
+            if candidate.may_replace.contains(&replaced) {
+                (policy, policy_reason) = (candidate, format!("it selects {matched}"));
+                break;
+            }
+            refused.push(candidate.name.as_str());
+        }
+        if !refused.is_empty() {
+            let refused = refused.join(", ");
+            policy_reason = format!("{policy_reason}; {refused} refused: asked for by annotations and less strict");
+        }
+        let (mode, mode_reason) = policy.mode_for(facts)?;
+        Ok(Choice { policy, policy_reason, mode, mode_reason, hinges_on_image })
+    }
+}
+
+impl PolicyEntry {
+    fn mode_for(&self, facts: &Facts<'_>) -> Result<(Mode, String), ModeAnnotationError> {
+        let own = if self.mode_by_operator { "operator" } else { "policy" };
+        match facts.annotations.get(MODE_ANNOTATION).map(String::as_str) {
+            None => Ok((self.mode, own.to_owned())),
+            Some("enforce") => Ok((Mode::Enforce, "annotation".to_owned())),
+            Some("detect") if self.mode == Mode::Detect || self.allow_loosening => {
+                Ok((Mode::Detect, "annotation".to_owned()))
+            }
+            Some("detect") => Ok((
+                self.mode,
+                format!("{own}; annotation {MODE_ANNOTATION}=detect refused: the policy does not allow loosening"),
+            )),
+            Some(other) => Err(ModeAnnotationError { value: other.to_owned() }),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn set(mode: Mode, allow_loosening: bool) -> PolicySet {
@@ -187,13 +284,19 @@ mod tests {
             inner_shim: "containerd-shim-runc-v2".into(),
             catalog: 1,
             default_policy: PolicyEntry {
-                id: 1,
-                name: "default".into(),
-                mode,
-                on_attach_failure: OnAttachFailure::Allow,
                 allow_loosening,
+                ..PolicyEntry::new(1, "default", mode, OnAttachFailure::Allow)
             },
+            policies: Vec::new(),
         }
+    }
+
+    fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn facts(annotations: &BTreeMap<String, String>) -> Facts<'_> {
+        Facts { namespace: Some("shop"), pod: None, container: Some("c1"), image: None, annotations }
     }
 
     fn choose(
@@ -201,8 +304,75 @@ mod tests {
         allow_loosening: bool,
         annotation: Option<&str>,
     ) -> Result<(Mode, String), ModeAnnotationError> {
-        let annotations = annotation.map(|v| (MODE_ANNOTATION.to_owned(), v.to_owned())).into_iter().collect();
-        set(mode, allow_loosening).choose(&annotations).map(|c| (c.mode, c.reason))
+        let annotations = annotation.map(|value| annotations(&[(MODE_ANNOTATION, value)])).unwrap_or_default();
+        set(mode, allow_loosening).choose(&facts(&annotations)).map(|choice| (choice.mode, choice.mode_reason))
+    }
+
+    fn entry(id: u32, name: &str, select: &str) -> PolicyEntry {
+        let select = serde_json::from_str(select).unwrap();
+        PolicyEntry { select, ..PolicyEntry::new(id, name, Mode::Enforce, OnAttachFailure::Deny) }
+    }
+
+    #[test]
+    fn the_first_that_selects_is_taken_and_says_why() {
+        let policies = vec![entry(2, "a", r#"{"namespaces": ["bank"]}"#), entry(3, "b", r#"{"namespaces": ["sh*"]}"#)];
+        let set = PolicySet { policies, ..set(Mode::Detect, false) };
+        let none = BTreeMap::new();
+        let choice = set.choose(&facts(&none)).unwrap();
+        assert_eq!((choice.policy.id, choice.mode), (3, Mode::Enforce));
+        assert_eq!(choice.policy_reason, "it selects namespaces \"sh*\"");
+        let choice = set.choose(&Facts { namespace: Some("x"), ..facts(&none) }).unwrap();
+        assert_eq!((choice.policy.id, choice.policy_reason.as_str()), (1, "no other policy selects this container"));
+        assert!(!choice.hinges_on_image);
+    }
+
+    #[test]
+    fn annotations_select_only_what_may_replace() {
+        let asked_for = entry(2, "a", r#"{"annotations": {"tier": "*"}}"#);
+        let wanted = annotations(&[("tier", "web")]);
+        let set = |may_replace| PolicySet {
+            policies: vec![PolicyEntry { may_replace, ..asked_for.clone() }],
+            ..set(Mode::Detect, false)
+        };
+        let allowed = set(vec![1]);
+        let choice = allowed.choose(&facts(&wanted)).unwrap();
+        assert_eq!((choice.policy.id, choice.policy_reason.as_str()), (2, "it selects annotation tier \"*\""));
+        let refused = set(vec![7]);
+        let choice = refused.choose(&facts(&wanted)).unwrap();
+        assert_eq!(choice.policy.id, 1);
+        assert_eq!(
+            choice.policy_reason,
+            "no other policy selects this container; a refused: asked for by annotations and less strict"
+        );
+    }
+
+    #[test]
+    fn an_unknown_image_leaves_the_choice_open() {
+        let policies = vec![entry(2, "a", r#"{"images": ["nginx*"]}"#)];
+        let set = PolicySet { policies, ..set(Mode::Detect, false) };
+        let none = BTreeMap::new();
+        let choice = set.choose(&facts(&none)).unwrap();
+        assert!(choice.policy.id == 1 && choice.hinges_on_image);
+        let choice = set.choose(&Facts { image: Some("nginx:1"), ..facts(&none) }).unwrap();
+        assert!(choice.policy.id == 2 && !choice.hinges_on_image);
+    }
+
+    #[test]
+    fn an_operators_mode_says_so() {
+        let mut set = set(Mode::Enforce, false);
+        set.default_policy.mode_by_operator = true;
+        let none = BTreeMap::new();
+        assert_eq!(set.choose(&facts(&none)).unwrap().mode_reason, "operator");
+        let detect = annotations(&[(MODE_ANNOTATION, "detect")]);
+        assert!(set.choose(&facts(&detect)).unwrap().mode_reason.starts_with("operator; annotation"));
+    }
+
+    #[test]
+    fn another_backend_is_an_obstacle() {
+        let policy = PolicyEntry { require_backend: Some(Backend::Lsm), ..entry(2, "a", "{}") };
+        assert_eq!(policy.obstacle(Backend::Lsm), None);
+        let obstacle = policy.obstacle(Backend::Tracepoint).unwrap();
+        assert!(obstacle.contains("policy a requires the backend lsm, this node has tracepoint"), "{obstacle}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::policyset::{Backend, Mode};
+use crate::policyset::{Backend, MODE_ANNOTATION, Mode};
 
 /// Directory below the run directory.
 pub const DIR_NAME: &str = "containers";
@@ -55,8 +55,11 @@ pub struct ContainerRecord {
     pub policy: String,
     /// The mode in force.
     pub mode: Mode,
-    /// See [`crate::policyset::Choice::reason`].
+    /// See [`crate::policyset::Choice::mode_reason`].
     pub mode_reason: String,
+    /// See [`crate::policyset::Choice::policy_reason`]; empty in records of shims that did not tell.
+    #[serde(default)]
+    pub policy_reason: String,
     /// The backend that guards it.
     pub backend: Option<Backend>,
     /// Whether the guard is in place.
@@ -64,12 +67,40 @@ pub struct ContainerRecord {
     /// Why tools are recognised by their names only here; `None` when their contents are known as well.
     #[serde(default)]
     pub contents_unknown: Option<String>,
-    /// Those annotations of the OCI spec whose keys begin with `io.kubernetes.cri.` or `portcullis.dev/`.
+    /// The annotations of the OCI spec, as far as [`keep`] keeps them: policy and mode are chosen by these.
     pub annotations: BTreeMap<String, String>,
     /// Wall clock, nanoseconds since 1970.
     pub created_ns: u64,
     /// Set when the container has ended and its guard is removed.
     pub ended_ns: Option<u64>,
+}
+
+/// Bytes of annotations that a record holds at most, keys and values together.
+pub const ANNOTATIONS_MAX: usize = 32 * 1024;
+
+/// What a record keeps of a spec's annotations, and how many it leaves out: their number and size are up to whoever wrote the
+/// container. CRI's own and the one for the mode come first, then others that are for Portcullis, then the rest.
+pub fn keep(annotations: BTreeMap<String, String>) -> (BTreeMap<String, String>, usize) {
+    let order = |key: &str| match key {
+        MODE_ANNOTATION => 0,
+        _ if key.starts_with("io.kubernetes.cri.") => 0,
+        _ if key.starts_with("portcullis.dev/") => 1,
+        _ => 2,
+    };
+    let mut annotations: Vec<_> = annotations.into_iter().collect();
+    // Stable, and they come sorted.
+    annotations.sort_by_key(|(key, _)| order(key));
+    let (mut kept, mut size) = (BTreeMap::new(), 0);
+    let all = annotations.len();
+    for (key, value) in annotations {
+        let own = key.len() + value.len();
+        if own <= ANNOTATIONS_MAX - size {
+            size += own;
+            kept.insert(key, value);
+        }
+    }
+    let left_out = all - kept.len();
+    (kept, left_out)
 }
 
 /// The file name of a container's record: the cgroup id in decimal, or, where that is not known, `x-` and
@@ -87,7 +118,22 @@ pub fn file_name(cgroup_id: u64, containerd_namespace: &str, container_id: &str)
 
 #[cfg(test)]
 mod tests {
-    use super::file_name;
+    use super::*;
+
+    #[test]
+    fn annotations_are_bounded_and_the_important_ones_come_first() {
+        let pairs = |pairs: &[(&str, usize)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(key, length)| ((*key).to_owned(), "x".repeat(*length))).collect()
+        };
+        let few = pairs(&[("a.example/first", 200), ("io.kubernetes.cri.sandbox-name", 3), (MODE_ANNOTATION, 7)]);
+        assert_eq!(keep(few.clone()), (few.clone(), 0));
+        let mut many = few;
+        many.append(&mut pairs(&[("portcullis.dev/long", ANNOTATIONS_MAX - 250), ("longer", ANNOTATIONS_MAX)]));
+        let (kept, left_out) = keep(many);
+        let keys: Vec<&str> = kept.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["io.kubernetes.cri.sandbox-name", "portcullis.dev/long", MODE_ANNOTATION]);
+        assert_eq!(left_out, 2);
+    }
 
     #[test]
     fn file_names_stay_in_their_directory() {

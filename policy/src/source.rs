@@ -17,12 +17,13 @@
 //! # Ok::<(), portcullis_policy::source::SourceError>(())
 //! ```
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
 use serde_saphyr::{Location, Spanned};
 
 use crate::{
     catalog::Severity,
-    policyset::{Mode, OnAttachFailure},
+    policyset::{Backend, Mode, OnAttachFailure},
+    select::Select,
 };
 
 /// The published rule that Portcullis's own goes beyond, as a policy.
@@ -88,19 +89,48 @@ pub struct Policy {
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
     /// Its name in signals, lists and messages.
+    #[serde(deserialize_with = "name")]
     pub name: String,
+}
+
+/// The longest name of a policy, in bytes.
+pub const NAME_MAX: usize = 63;
+
+/// A name that can be a file's and stands in tables as it is.
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = [name.bytes().next(), name.bytes().last()];
+    if name.len() <= NAME_MAX
+        && name.bytes().all(|byte| is_plain(byte) || b"-.".contains(&byte))
+        && ends.into_iter().all(|end| end.is_some_and(is_plain))
+    {
+        return Ok(name);
+    }
+    Err(D::Error::custom(format!(
+        "{name:?} can't be a policy's name: it must have 1 to {NAME_MAX} lowercase letters, digits, `-` and `.`, with a \
+         letter or a digit at both ends"
+    )))
 }
 
 /// What a policy says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
+    /// Which containers it is for. Default: all.
+    #[serde(default)]
+    pub select: Select,
+    /// Of policies that are equally specific, the one with the higher number is taken. Default: 0.
+    #[serde(default)]
+    pub priority: i32,
     /// The mode without annotations.
     pub mode: Mode,
+    /// The backend that is needed: on a node with another one a container's guard can't be put in place.
+    pub require_backend: Option<Backend>,
     /// What happens when a container's guard can't be put in place. Default: `allow` in detect mode, `deny` in enforce
     /// mode: who asks for blocking does not want it to be missing.
     pub on_attach_failure: Option<OnAttachFailure>,
-    /// Whether a workload's annotation may turn enforce into detect. Default: no.
+    /// Whether a workload's annotation may turn enforce into detect, and select a policy that is less strict. Default: no.
     #[serde(default)]
     pub allow_loosening: bool,
     /// The first rule that names a tool decides, and of those that name a comm the first that it matches; what no rule
@@ -156,4 +186,49 @@ pub fn parse(file: &str, text: &str) -> Result<Policy, SourceError> {
     })?;
     file.clone_into(&mut policy.file);
     Ok(policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(spec: &str) -> String {
+        let head = "apiVersion: portcullis.dev/v1\nkind: NetworkUtilityPolicy\nmetadata:\n  name: t\nspec:\n  mode: detect\n  rules: []\n";
+        parse("t.yaml", &format!("{head}{spec}")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_selection_that_makes_no_sense_is_refused_with_the_place() {
+        for (spec, place, reason) in [
+            ("  select:\n    labels: {}\n", "9:", "unknown field `labels`"),
+            ("  select:\n    pods: []\n", "9:", "nothing is named here"),
+            ("  select:\n    pods: [a, '']\n", "9:", "1 to 253 bytes"),
+            ("  select:\n    annotations: {'': x}\n", "9:", "annotation's key"),
+            ("  select:\n    annotations: {a: x, a: y}\n", "9:", "duplicate"),
+            ("  priority: high\n", "8:", "i32"),
+            ("  requireBackend: ebpf\n", "8:", "lsm"),
+        ] {
+            let error = error(spec);
+            assert!(error.starts_with(&format!("t.yaml:{place}")) && error.contains(reason), "{spec}{error}");
+        }
+        let many = vec!["x"; 65].join(", ");
+        assert!(error(&format!("  select:\n    pods: [{many}]\n")).contains("65 are named here, there may be 64"));
+    }
+
+    #[test]
+    fn names_are_plain() {
+        let parse = |name: &str| {
+            let text = format!(
+                "apiVersion: portcullis.dev/v1\nkind: NetworkUtilityPolicy\nmetadata:\n  name: {name}\nspec: {{mode: detect, rules: []}}\n"
+            );
+            parse("t.yaml", &text).map_err(|error| error.to_string())
+        };
+        for name in ["a", "web-1", "a.b", &"x".repeat(NAME_MAX)] {
+            assert_eq!(parse(name).unwrap().metadata.name, *name);
+        }
+        for name in ["''", "Web", "-a", "a-", "a/b", "../a", "'a b'", &"x".repeat(NAME_MAX + 1)] {
+            let error = parse(name).unwrap_err();
+            assert!(error.starts_with("t.yaml:4:9: ") && error.contains("can't be a policy's name"), "{error}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ pub mod socket;
 mod status;
 mod watch;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use portcullis_bpf::abi::ContainerStats;
 use portcullis_proto::v1::{
@@ -28,7 +28,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use self::{containers::ContainerApi, node::NodeApi, signals::SignalApi};
-use crate::{containers::Containers, counters::Counters, store::Store};
+use crate::{containers::Containers, counters::Counters, enforcement::Enforcement, store::Store};
 
 /// Bytes of a request; the largest is a filter.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -58,27 +58,6 @@ pub struct NodeFacts {
     pub checks: Vec<v1::Check>,
 }
 
-/// The policy in force, and why it is perhaps not the newest.
-#[derive(Debug, Clone, Default)]
-pub struct PolicyState(Arc<Mutex<(Vec<v1::Policy>, String)>>);
-
-impl PolicyState {
-    /// A policy is in force.
-    pub fn set(&self, policy: v1::Policy) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (vec![policy], String::new());
-    }
-
-    /// The newest policy could not be used.
-    pub fn set_error(&self, error: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = error;
-    }
-
-    /// Policies and error.
-    pub fn get(&self) -> (Vec<v1::Policy>, String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
 /// What the services answer from.
 #[derive(Clone)]
 pub struct Sources {
@@ -92,8 +71,8 @@ pub struct Sources {
     pub counters: Arc<Counters>,
     /// The node.
     pub facts: Arc<NodeFacts>,
-    /// The policy.
-    pub policy: PolicyState,
+    /// The policies.
+    pub enforcement: Enforcement,
 }
 
 /// Why the API could not be served.

@@ -14,7 +14,7 @@ pub struct NodeApi(pub Sources);
 #[tonic::async_trait]
 impl NodeService for NodeApi {
     async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
-        let Sources { store, containers, kernel, counters, facts, policy } = &self.0;
+        let Sources { store, containers, kernel, counters, facts, enforcement } = &self.0;
         let (mut guarded, mut unguarded) = (0, 0);
         for container in containers.all().into_values().filter(|container| container.ended_ns.is_none()) {
             match container.record.guard {
@@ -23,7 +23,7 @@ impl NodeService for NodeApi {
             }
         }
         let losses = kernel.node().into_iter().chain(counters.losses());
-        let (policies, policy_error) = policy.get();
+        let (policies, policy_error) = enforcement.status();
         let last_signal_id = *store.last_id().borrow();
         Ok(Response::new(GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -17,6 +17,7 @@ use tonic::{
 use super::*;
 use crate::{
     clock::{now_ns, timestamp},
+    enforcement::Cause,
     records::RecordName,
     store::{
         self, Command, Limits, Sender,
@@ -57,13 +58,14 @@ fn bed() -> Bed {
         started_ns: 1,
         checks: Vec::new(),
     };
+    let containers = Containers::default();
     let sources = Sources {
         store,
-        containers: Containers::default(),
+        enforcement: testing::enforcement(directory.path(), &containers),
+        containers,
         kernel: Arc::new(NoKernel),
         counters,
         facts: Arc::new(facts),
-        policy: PolicyState::default(),
     };
     let (shutdown, stopped) = sync::watch::channel(false);
     let (listener, socket) = socket::bind(directory.path(), None).unwrap();
@@ -259,7 +261,10 @@ async fn containers_and_status_tell_what_there_is() {
     bed.sources.containers.insert(RecordName::Cgroup(42), testing::record(42, "c1"));
     bed.sources.containers.insert(RecordName::Cgroup(43), testing::record(43, "c2"));
     bed.sources.containers.mark_ended(&RecordName::Cgroup(43), 9);
-    bed.sources.policy.set_error("p.yaml:1:1: broken".into());
+    let policies = bed.directory.path().join("policies");
+    std::fs::create_dir(&policies).unwrap();
+    std::fs::write(policies.join("p.yaml"), "kind: [").unwrap();
+    bed.sources.enforcement.reload(Cause::Request);
     bed.sources.counters.decode_errors.increment();
     bed.sources.counters.excepted_repeats.increment();
     let mut client = ContainerServiceClient::new(bed.channel().await);
@@ -275,7 +280,9 @@ async fn containers_and_status_tell_what_there_is() {
     assert_eq!((status.containers_guarded, status.containers_unguarded), (1, 0));
     assert_eq!((status.losses["events_lost"], status.losses["decode_errors"]), (5, 1));
     assert_eq!((status.suppressed["excepted_repeats"], status.losses.get("excepted_repeats")), (1, None));
-    assert_eq!(status.policy_error, "p.yaml:1:1: broken");
+    assert!(status.policy_error.contains("p.yaml:1:"), "{}", status.policy_error);
+    let policies: Vec<_> = status.policies.iter().map(|policy| (policy.name.as_str(), policy.mode())).collect();
+    assert_eq!(policies, [("default", v1::Mode::Detect)], "what is in force");
     let mode = std::fs::metadata(bed.directory.path().join(socket::FILE_NAME)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
 }

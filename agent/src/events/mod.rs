@@ -39,6 +39,7 @@ use crate::{
     clock::BootOffset,
     containers::Containers,
     counters::Counters,
+    enforcement::Enforcement,
     image::Pending,
     records::{RecordDirectory, RecordName},
     signal,
@@ -92,6 +93,7 @@ pub struct EventLoop {
     tracker: Tracker,
     sweep: Sweep,
     containers: Containers,
+    enforcement: Enforcement,
     tools: Tools,
     repeats: Repeats,
     signals: mpsc::Sender<Pending>,
@@ -104,6 +106,7 @@ impl EventLoop {
         pins: &Pins,
         directory: RecordDirectory,
         containers: Containers,
+        enforcement: Enforcement,
         tools: Tools,
         signals: mpsc::Sender<Pending>,
         counters: Arc<Counters>,
@@ -112,15 +115,19 @@ impl EventLoop {
         let guard = Guard::open(pins.clone())?;
         // First the watch, then the reading: nothing falls between.
         let watch = Watch::new(directory.path()).map_err(EventsError::Watch)?;
-        let mut tracker = Tracker::new(directory, containers.clone(), signals.clone(), Arc::clone(&counters));
+        let mut tracker =
+            Tracker::new(directory, containers.clone(), enforcement.clone(), signals.clone(), Arc::clone(&counters));
         tracker.scan().map_err(EventsError::Records)?;
+        enforcement.settle();
         let stop =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| EventsError::Poll(e.into()))?;
         let stop = Arc::new(stop);
         let sweep = Sweep::new(guard, pins.links(), Arc::clone(&counters));
         let handle = Stop(Arc::clone(&stop));
         let repeats = Repeats::default();
-        Ok((Self { ring, watch, stop, tracker, sweep, containers, tools, repeats, signals, counters }, handle))
+        let this =
+            Self { ring, watch, stop, tracker, sweep, containers, enforcement, tools, repeats, signals, counters };
+        Ok((this, handle))
     }
 
     /// Works until [`Stop::stop`].
@@ -139,6 +146,7 @@ impl EventLoop {
                 next_sweep = Instant::now() + SWEEP_INTERVAL;
                 self.tracker.scan().map_err(EventsError::Records)?;
                 self.sweep.run(&mut self.tracker, &self.containers);
+                self.enforcement.settle();
                 self.tracker.send_unguarded()?;
                 self.containers.want_unanswered_images();
             }

@@ -19,6 +19,7 @@ use crate::{
     clock,
     containers::{Containers, Inserted},
     counters::Counters,
+    enforcement::Enforcement,
     image::Pending,
     records::{RecordDirectory, RecordName},
     signal,
@@ -33,6 +34,7 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct Tracker {
     directory: RecordDirectory,
     containers: Containers,
+    enforcement: Enforcement,
     signals: mpsc::Sender<Pending>,
     counters: Arc<Counters>,
     ended: HashMap<RecordName, Ended>,
@@ -48,10 +50,11 @@ impl Tracker {
     pub fn new(
         directory: RecordDirectory,
         containers: Containers,
+        enforcement: Enforcement,
         signals: mpsc::Sender<Pending>,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { directory, containers, signals, counters, ended: HashMap::new(), unguarded: Vec::new() }
+        Self { directory, containers, enforcement, signals, counters, ended: HashMap::new(), unguarded: Vec::new() }
     }
 
     /// Reads every record; what is in the table without a file has ended.
@@ -105,8 +108,10 @@ impl Tracker {
             }
             Inserted::Known => {}
         }
-        if let Some(ended_ns) = ended_ns {
-            self.end(name, created_ns, ended_ns);
+        match ended_ns {
+            Some(ended_ns) => self.end(name, created_ns, ended_ns),
+            // Its shim may have chosen by a policy set that has been replaced since.
+            None => self.enforcement.apply(name),
         }
     }
 
@@ -180,7 +185,8 @@ mod tests {
         let directory = RecordDirectory::create(run.path()).unwrap();
         let containers = Containers::default();
         let (sender, signals) = mpsc::channel(8);
-        let tracker = Tracker::new(directory, containers.clone(), sender, Arc::default());
+        let enforcement = testing::enforcement(run.path(), &containers);
+        let tracker = Tracker::new(directory, containers.clone(), enforcement, sender, Arc::default());
         Bed { run, tracker, containers, signals }
     }
 

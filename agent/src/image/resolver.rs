@@ -9,6 +9,7 @@ use super::containerd;
 use crate::{
     containers::{self, Containers, Image},
     counters::Counters,
+    enforcement::Enforcement,
     store::{Command, Sender, Store},
 };
 
@@ -19,7 +20,13 @@ const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Works until it is dropped.
-pub async fn resolve_images(containers: Containers, sender: Sender, store: Store, counters: Arc<Counters>) {
+pub async fn resolve_images(
+    containers: Containers,
+    enforcement: Enforcement,
+    sender: Sender,
+    store: Store,
+    counters: Arc<Counters>,
+) {
     let permits = Arc::new(Semaphore::new(PARALLEL));
     let mut questions = JoinSet::new();
     loop {
@@ -27,12 +34,14 @@ pub async fn resolve_images(containers: Containers, sender: Sender, store: Store
         while let Some((name, record)) = containers.ask_image() {
             while questions.try_join_next().is_some() {}
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-            let (containers, sender) = (containers.clone(), sender.clone());
+            let (containers, enforcement, sender) = (containers.clone(), enforcement.clone(), sender.clone());
             let (store, counters) = (store.clone(), Arc::clone(&counters));
             questions.spawn(async move {
                 let _permit = permit;
                 let image = resolve(&record, &sender, &store, &counters).await;
                 containers.set_image(&name, record.created_ns, image);
+                // Another policy may select it now.
+                enforcement.apply(&name);
             });
         }
     }

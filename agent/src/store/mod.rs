@@ -98,7 +98,7 @@ pub enum StoreError {
 }
 
 /// A container as the store knows it: the id alone may be used again.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerKey {
     /// containerd's namespace.
     pub namespace: String,

@@ -30,8 +30,11 @@ pub fn checks(run_dir: &Path, agent_answers: bool) -> Vec<Check> {
         Err(check) => checks.push(check),
         Ok(set) => {
             let detail = format!(
-                "format {}, default policy {} ({})",
-                set.format, set.default_policy.name, set.default_policy.mode
+                "format {}, default policy {} ({}), {} others",
+                set.format,
+                set.default_policy.name,
+                set.default_policy.mode,
+                set.policies.len()
             );
             checks.push(Check::ok("policyset", detail));
             checks.push(pins(&set));
@@ -146,14 +149,8 @@ mod tests {
     use super::{super::report::State, *};
 
     fn set(backend: Backend, pins: PathBuf, inner_shim: PathBuf) -> PolicySet {
-        let default_policy = PolicyEntry {
-            id: 1,
-            name: "default".into(),
-            mode: Mode::Detect,
-            on_attach_failure: OnAttachFailure::Allow,
-            allow_loosening: false,
-        };
-        PolicySet { format: FORMAT, backend, pins, inner_shim, catalog: 1, default_policy }
+        let default_policy = PolicyEntry::new(1, "default", Mode::Detect, OnAttachFailure::Allow);
+        PolicySet { format: FORMAT, backend, pins, inner_shim, catalog: 1, default_policy, policies: Vec::new() }
     }
 
     fn state(checks: &[Check], name: &str) -> State {

@@ -69,13 +69,8 @@ fn stale_policy_set(on_attach_failure: OnAttachFailure) -> PolicySet {
         pins: "/sys/fs/bpf/portcullis/v3".into(),
         inner_shim: "containerd-shim-runc-v2".into(),
         catalog: 1,
-        default_policy: PolicyEntry {
-            id: 1,
-            name: "default".into(),
-            mode: Mode::Detect,
-            on_attach_failure,
-            allow_loosening: false,
-        },
+        default_policy: PolicyEntry::new(1, "default", Mode::Detect, on_attach_failure),
+        policies: Vec::new(),
     }
 }
 

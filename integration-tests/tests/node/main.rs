@@ -7,6 +7,7 @@ mod cri;
 mod evasion;
 mod independent_client;
 mod learning;
+mod selection;
 mod upstream;
 
 use std::{fs, process::ExitCode, sync::Arc};
@@ -20,7 +21,10 @@ use portcullis_integration_tests::{
     node::{Node, Setup, Traces},
     signals::Signal,
 };
-use portcullis_policy::policyset::{Backend, OnAttachFailure};
+use portcullis_policy::{
+    policyset::{Backend, OnAttachFailure},
+    source::SHIPPED_DEFAULT,
+};
 use rustix::process::Signal as UnixSignal;
 
 /// By absolute path, by PATH, and through links under innocent names.
@@ -180,7 +184,8 @@ fn outside_guarded_containers_nothing_happens(node: &Node) -> Result<()> {
 }
 
 fn an_annotation_tightens_but_never_loosens(node: &Node) -> Result<()> {
-    let _set = node.change_policy_set(|set| set.default_policy.mode = portcullis_policy::policyset::Mode::Enforce)?;
+    let enforce = SHIPPED_DEFAULT.replace("mode: detect", "mode: enforce").replace("name: default", "name: enforce");
+    let _policy = node.policy(&enforce)?;
     let container = node.container().mode("detect").start()?;
     for outcome in container.shell(&["nc -h"])? {
         assert_stopped(node, "nc", &outcome)?;
@@ -318,7 +323,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 28] = [
+const TESTS: [Test; 34] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -332,6 +337,12 @@ const TESTS: [Test; 28] = [
     ("on_attach_failure_decides", on_attach_failure_decides),
     ("what_is_missing_is_named", what_is_missing_is_named),
     ("bad_input_changes_nothing", bad_input_changes_nothing),
+    ("policies_select_by_namespace_and_name", selection::policies_select_by_namespace_and_name),
+    ("an_image_selects_once_it_is_known", selection::an_image_selects_once_it_is_known),
+    ("an_edited_policy_switches_what_runs", selection::an_edited_policy_switches_what_runs),
+    ("a_broken_file_keeps_all_that_is_in_force", selection::a_broken_file_keeps_all_that_is_in_force),
+    ("annotations_ask_for_more_but_not_for_less", selection::annotations_ask_for_more_but_not_for_less),
+    ("a_required_backend_is_required", selection::a_required_backend_is_required),
     ("an_operators_tools_are_known", catalog::an_operators_tools_are_known),
     ("what_could_not_be_learnt_is_said", learning::what_could_not_be_learnt_is_said),
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),

@@ -177,11 +177,14 @@ pub struct Container {
     pub ended: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(message, optional, tag = "12")]
     pub counters: ::core::option::Option<Counters>,
-    /// Why the mode is what it is: "policy", "annotation", or a refused annotation spelled out.
+    /// Why the mode is what it is: "policy", "operator" (set at run time), "annotation", or a refused annotation spelled out.
     #[prost(string, tag = "13")]
     pub mode_reason: ::prost::alloc::string::String,
     #[prost(enumeration = "Backend", tag = "14")]
     pub backend: i32,
+    /// Why this policy, for people: what of it selects the container, and which others were refused.
+    #[prost(string, tag = "15")]
+    pub policy_reason: ::prost::alloc::string::String,
     /// Why tools are recognised here by their names only, as the contents of the container's own could not be learnt;
     /// empty when they were.
     #[prost(string, tag = "16")]

@@ -12,7 +12,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use portcullis_bpf::{
     Backend, abi,
     cgroup::Cgroup,
@@ -22,12 +22,13 @@ use portcullis_bpf::{
 use portcullis_policy::{
     policyset::{self, Choice, OnAttachFailure, PolicySet},
     record::{self, ContainerRecord},
+    select::Facts,
 };
 
 use self::{lesson::Lesson, records::Records};
 use crate::{
     log::{self, Level},
-    rundir::RunDir,
+    rundir::{Published, RunDir},
     spec::{self, Annotations},
     state::Attached,
 };
@@ -87,40 +88,20 @@ impl Warden {
     /// Puts a container under guard. An error means that it must not run.
     pub fn admit(&self, subject: &Subject<'_>) -> Result<Admission> {
         // Without these three nobody has said that it may run unguarded.
-        let set = self.run_dir.policy_set()?;
-        let annotations = spec::annotations(subject.bundle)?;
-        let choice = set.choose(&annotations)?;
+        let mut published = self.run_dir.published()?;
+        let mut record = self.record(subject, spec::annotations(subject.bundle)?);
+        let mut terms = choose(&published.set, &mut record)?;
 
         let cgroup = Cgroup::of_container(subject.pid).context("finding the container's cgroup");
-        let (cgroup_id, cgroup_path) =
-            cgroup.as_ref().map_or_else(|_| (0, PathBuf::new()), |cgroup| (cgroup.id, cgroup.path.clone()));
-        let mut record = self.record(subject, &choice, annotations);
-        (record.cgroup_id, record.cgroup_path) = (cgroup_id, cgroup_path);
-        record.backend = Some(set.backend);
-
-        let guarded = cgroup.and_then(|cgroup| {
-            let scope = subject.shared_scope.unwrap_or_else(|| contents::private_scope(cgroup.id));
-            let attached = attach(subject, &cgroup, &set, &choice, scope)?;
-            // After attaching, so that the agent sees that the scope is in use before it is looked up.
-            let lesson = Lesson { pid: subject.pid, scope, catalog: set.catalog, pins: set.pins.clone() };
-            if let Err(error) = lesson.teach() {
-                let reason = format!("{error:#}");
-                let message = format!("tools are recognised by their names only, not by their contents: {reason}");
-                log::write(subject.bundle, Level::Warning, subject.id, &message);
-                record.contents_unknown = Some(reason);
-            }
-            if let Err(error) = self.records().write(&record) {
-                // The error to report is the one that was first.
-                let _ = release(&attached);
-                return Err(error);
-            }
-            Ok(attached)
-        });
+        if let Ok(cgroup) = &cgroup {
+            (record.cgroup_id, record.cgroup_path) = (cgroup.id, cgroup.path.clone());
+        }
+        let guarded = cgroup.and_then(|cgroup| self.guard(subject, &cgroup, &mut published, &mut record, &mut terms));
         let bundle = subject.bundle.to_owned();
-        match (guarded, choice.policy.on_attach_failure) {
-            (Ok(attached), _) => Ok(Admission { bundle, cgroup_id, attached: Some(attached) }),
+        match (guarded, terms.on_attach_failure) {
+            (Ok(attached), _) => Ok(Admission { bundle, cgroup_id: record.cgroup_id, attached: Some(attached) }),
             (Err(error), OnAttachFailure::Deny) => {
-                Err(error.context(format!("policy {} denies unguarded containers", choice.policy.name)))
+                Err(error.context(format!("policy {} denies unguarded containers", record.policy)))
             }
             (Err(error), OnAttachFailure::Allow) => {
                 let reason = format!("{error:#}");
@@ -139,7 +120,72 @@ impl Warden {
         }
     }
 
-    fn record(&self, subject: &Subject<'_>, choice: &Choice<'_>, annotations: Annotations) -> ContainerRecord {
+    /// What `admit` does where it can fail as the policy wants. On failure nothing is left attached.
+    fn guard(
+        &self,
+        subject: &Subject<'_>,
+        cgroup: &Cgroup,
+        published: &mut Published,
+        record: &mut ContainerRecord,
+        terms: &mut Terms,
+    ) -> Result<Attached> {
+        terms.check()?;
+        record.backend = Some(published.set.backend);
+        let scope = subject.shared_scope.unwrap_or_else(|| contents::private_scope(cgroup.id));
+        let attached = attach(subject, cgroup, &published.set, record, scope)?;
+        // After attaching, so that the agent sees that the scope is in use before it is looked up.
+        let (catalog, pins) = (published.set.catalog, published.set.pins.clone());
+        let lesson = Lesson { pid: subject.pid, scope, catalog, pins };
+        if let Err(error) = lesson.teach() {
+            let reason = format!("{error:#}");
+            let message = format!("tools are recognised by their names only, not by their contents: {reason}");
+            log::write(subject.bundle, Level::Warning, subject.id, &message);
+            record.contents_unknown = Some(reason);
+        }
+        let settled = self.settle(&attached, published, record, terms).and_then(|()| self.records().write(record));
+        match settled {
+            Ok(()) => Ok(attached),
+            Err(error) => {
+                // The error to report is the one that was first.
+                let _ = release(&attached);
+                Err(error)
+            }
+        }
+    }
+
+    /// Chooses again, if the policy set was replaced since it was read. The agent replaces it first, and then moves the
+    /// containers that it finds; this one it finds when its record is written, which must not have been chosen by a set that
+    /// was replaced before the container was in the kernel's table (see the agent's `enforcement`).
+    fn settle(
+        &self,
+        attached: &Attached,
+        published: &mut Published,
+        record: &mut ContainerRecord,
+        terms: &mut Terms,
+    ) -> Result<()> {
+        while published.refresh(&self.run_dir)? {
+            if published.set.pins != attached.pins {
+                // Another version's agent has come. What is attached stays under the one that it is attached for.
+                return Ok(());
+            }
+            *terms = choose(&published.set, record)?;
+            terms.check()?;
+            Guard::open(Pins::at(&attached.pins))?
+                .move_container(attached.cgroup_id, record.policy_id, kernel_mode(record.mode))
+                .context("putting the container under the policy that is in force by now")?;
+        }
+        Ok(())
+    }
+
+    fn record(&self, subject: &Subject<'_>, annotations: Annotations) -> ContainerRecord {
+        let (annotations, left_out) = record::keep(annotations);
+        if left_out > 0 {
+            let message = format!(
+                "{left_out} annotations are left out of account: only {} bytes of them are looked at",
+                record::ANNOTATIONS_MAX
+            );
+            log::write(subject.bundle, Level::Warning, subject.id, &message);
+        }
         ContainerRecord {
             format: record::FORMAT,
             cgroup_id: 0,
@@ -149,17 +195,15 @@ impl Warden {
             containerd_address: self.containerd_address.clone(),
             pid: subject.pid,
             bundle: subject.bundle.to_owned(),
-            policy_id: choice.policy.id,
-            policy: choice.policy.name.clone(),
-            mode: choice.mode,
-            mode_reason: choice.reason.clone(),
+            policy_id: 0,
+            policy: String::new(),
+            mode: policyset::Mode::Detect,
+            mode_reason: String::new(),
+            policy_reason: String::new(),
             backend: None,
             guard: record::Guard::Guarded,
             contents_unknown: None,
-            annotations: annotations
-                .into_iter()
-                .filter(|(key, _)| key.starts_with("io.kubernetes.cri.") || key.starts_with("portcullis.dev/"))
-                .collect(),
+            annotations,
             created_ns: now_ns(),
             ended_ns: None,
         }
@@ -193,27 +237,55 @@ impl Warden {
     }
 }
 
+/// What the chosen policy says about guarding.
+#[derive(Debug)]
+struct Terms {
+    on_attach_failure: OnAttachFailure,
+    /// See [`policyset::PolicyEntry::obstacle`].
+    obstacle: Option<String>,
+}
+
+impl Terms {
+    fn check(&self) -> Result<()> {
+        self.obstacle.as_ref().map_or(Ok(()), |obstacle| bail!("{obstacle}"))
+    }
+}
+
+/// Chooses policy and mode by what the record says of the container, and notes them there.
+fn choose(set: &PolicySet, record: &mut ContainerRecord) -> Result<Terms> {
+    // What its image is, only the agent finds out, unless CRI has said so.
+    let choice = set.choose(&Facts::of(record, None))?;
+    let Choice { policy, policy_reason, mode, mode_reason, .. } = choice;
+    let terms = Terms { on_attach_failure: policy.on_attach_failure, obstacle: policy.obstacle(set.backend) };
+    (record.policy_id, record.policy, record.policy_reason) = (policy.id, policy.name.clone(), policy_reason);
+    (record.mode, record.mode_reason) = (mode, mode_reason);
+    Ok(terms)
+}
+
+fn kernel_mode(mode: policyset::Mode) -> abi::Mode {
+    match mode {
+        policyset::Mode::Detect => abi::Mode::Detect,
+        policyset::Mode::Enforce => abi::Mode::Enforce,
+    }
+}
+
 fn attach(
     subject: &Subject<'_>,
     cgroup: &Cgroup,
     set: &PolicySet,
-    choice: &Choice<'_>,
+    record: &ContainerRecord,
     scope: u64,
 ) -> Result<Attached> {
     let backend = match set.backend {
         policyset::Backend::Lsm => Backend::Lsm,
         policyset::Backend::Tracepoint => Backend::Tracepoint,
     };
-    let mode = match choice.mode {
-        policyset::Mode::Detect => abi::Mode::Detect,
-        policyset::Mode::Enforce => abi::Mode::Enforce,
-    };
     let mut guard = Guard::open(Pins::at(&set.pins))?;
     let attached = Attached { cgroup_id: cgroup.id, pins: set.pins.clone() };
     attached.save(subject.bundle)?;
     let container = abi::Container {
-        policy: choice.policy.id,
-        mode: mode as u32,
+        policy: record.policy_id,
+        mode: kernel_mode(record.mode) as u32,
         init_pid: subject.pid,
         backend: backend as u32,
         scope,

@@ -126,6 +126,7 @@ mod tests {
             policy: "default".into(),
             mode: Mode::Detect,
             mode_reason: "policy".into(),
+            policy_reason: String::new(),
             backend: None,
             guard: Guard::Guarded,
             contents_unknown: None,
