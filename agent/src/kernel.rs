@@ -7,8 +7,8 @@ use std::{
 
 use portcullis_bpf::{
     Backend,
-    abi::{Container, ContainerStats, Mode},
-    guard::{Guard, GuardError, Move},
+    abi::{Container, ContainerStats},
+    guard::{Guard, GuardError, Move, Placement},
     loader::{self, LoadError},
     pins::Pins,
     probe,
@@ -57,8 +57,8 @@ impl PolicyTables for Kernel {
         self.guard().container(cgroup_id)
     }
 
-    fn move_container(&self, cgroup_id: u64, policy: u32, mode: Mode) -> Result<Move, GuardError> {
-        self.guard().move_container(cgroup_id, policy, mode)
+    fn move_container(&self, cgroup_id: u64, to: Placement) -> Result<Move, GuardError> {
+        self.guard().move_container(cgroup_id, to)
     }
 }
 

@@ -34,6 +34,7 @@ mod notify;
 mod policies;
 mod publish;
 mod records;
+mod rules;
 mod signal;
 mod store;
 #[cfg(test)]

@@ -3,18 +3,20 @@
 use std::{collections::BTreeMap, error::Error, fmt, iter, path::Path, sync::Arc};
 
 use portcullis_bpf::{
-    abi::{self, CommKey, Identity, LoaderOption, NameKey, NamePrefix, RuleKey},
-    tables::{COMM_PATTERNS_MAX, Content, RULES_MAX},
+    abi::{self, Identity, LoaderOption, NameKey, NamePrefix},
+    tables::{COMM_PATTERNS_MAX, Content, EXCEPTIONS_MAX, PATTERNS_MAX, RULES_MAX},
 };
 use portcullis_policy::{
     catalog::{Catalog, Kind},
     compile::Compiled,
+    exceptions::Exception,
     identity::compile,
-    source::{Action, SHIPPED_DEFAULT, SourceError, parse},
+    source::{SHIPPED_DEFAULT, SourceError, parse},
 };
 
 use crate::{
     files::{self, ReadError},
+    rules::{self, RulesError},
     tools::Meaning,
 };
 
@@ -98,7 +100,10 @@ pub enum PolicyError {
         /// How many there may be.
         max: usize,
     },
-    /// The catalogue or a policy has a name that does not fit into the kernel's table.
+    /// A policy does not fit.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// The catalogue has a name that does not fit into the kernel's table.
     #[error("{name:?} can't be a tool's name: it must have 1 to 62 bytes and no slash")]
     Tool {
         /// Which name.
@@ -184,8 +189,10 @@ pub fn prepare(texts: Vec<(String, String)>, catalog: &Catalog) -> Result<Polici
     // Half of each table is for the policies in force when these are put beside them.
     for (what, count, max) in [
         ("policies", loaded.len(), POLICIES_MAX),
-        ("actions for a tool or a pattern", sum(|policy| policy.rules.len()), RULES_MAX / 2),
+        ("tools and patterns that rules name", sum(|policy| policy.rulings.len()), RULES_MAX / 2),
         ("patterns of comm", sum(|policy| policy.comm.len()), COMM_PATTERNS_MAX / 2),
+        ("exceptions", sum(|policy| policy.exceptions.len()), EXCEPTIONS_MAX / 2),
+        ("texts in exceptions", sum(exception_texts), PATTERNS_MAX / 2),
     ] {
         if count > max {
             errors.push(PolicyError::Many { what, count, max });
@@ -201,19 +208,19 @@ pub fn prepare(texts: Vec<(String, String)>, catalog: &Catalog) -> Result<Polici
     }
 }
 
+/// What its exceptions look for.
+fn exception_texts(policy: &Compiled) -> usize {
+    let texts = |exception: &Exception| {
+        let arguments = exception.arguments.as_ref().map_or(0, |arguments| arguments.patterns.len());
+        arguments + exception.parents.len() + exception.ancestors.len()
+    };
+    policy.exceptions.iter().map(texts).sum()
+}
+
 fn tables(policies: &[Loaded], catalog: &Catalog) -> Result<Content, PolicyError> {
     let mut content = known(catalog)?;
     for Loaded { compiled, .. } in policies {
-        let rules = compiled.rules.iter();
-        content.rules.extend(
-            rules.map(|((policy, tool), action)| (RuleKey { policy: *policy, tool: *tool }, kernel_action(*action))),
-        );
-        for ((policy, id), rule) in &compiled.comm {
-            let pattern = &rule.pattern;
-            let key = CommKey::new(*policy, pattern.name(), pattern.is_whole());
-            let key = key.ok_or_else(|| PolicyError::Tool { name: pattern.to_string() })?;
-            content.comm_patterns.push((key, *id));
-        }
+        rules::add(compiled, &mut content)?;
     }
     Ok(content)
 }
@@ -253,19 +260,9 @@ fn kernel_kind(kind: Kind) -> abi::Kind {
     }
 }
 
-fn kernel_action(action: Action) -> abi::Action {
-    match action {
-        Action::Ignore => abi::Action::Ignore,
-        Action::Alert => abi::Action::Alert,
-        Action::Block => abi::Action::Block,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use portcullis_policy::source::SHIPPED_UPSTREAM;
 
     use super::*;
 
@@ -311,7 +308,6 @@ mod tests {
         assert_eq!(portcullis_policy::catalog::PREFIX_MAX, NamePrefix::MAX);
         assert_eq!(portcullis_policy::catalog::PREFIXES_MAX, abi::PREFIXES_MAX);
         assert_eq!(portcullis_policy::catalog::NAME_MAX, abi::NAME_LEN - 2);
-        assert_eq!(portcullis_policy::comm::COMM_MAX, abi::COMM_LEN - 1);
         let content = known(&catalog).unwrap();
         assert_eq!(content.names.len(), catalog.names().count());
         assert_eq!(content.multicall_prefixes.len(), 2);
@@ -328,22 +324,6 @@ mod tests {
             content.fingerprints.contains(&(0x0123_4567_89ab_cdef, Identity { id: nc, kind: abi::Kind::Tool as u32 }))
         );
         assert_eq!(kind_of(0xff), Some(abi::Kind::Shell as u32));
-    }
-
-    #[test]
-    fn patterns_reach_the_kernel_with_their_actions() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("p.yaml"), SHIPPED_UPSTREAM).unwrap();
-        let policies = load(directory.path(), &shipped()).unwrap();
-        assert_eq!((policies.tables.comm_patterns.len(), policies.tables.rules.len()), (10, 10));
-        let meanings = policies.meanings();
-        let (policy, meaning) = meanings.first_key_value().unwrap();
-        for (key, id) in &policies.tables.comm_patterns {
-            let rule = &meaning.comm[id];
-            assert_eq!(CommKey::new(*policy, rule.pattern.name(), rule.pattern.is_whole()), Some(*key));
-            assert!(policies.tables.rules.contains(&(RuleKey { policy: *policy, tool: *id }, abi::Action::Alert)));
-        }
-        assert!(load(Path::new("/nonexistent"), &shipped()).unwrap().tables.comm_patterns.is_empty());
     }
 
     #[test]

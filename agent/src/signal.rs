@@ -108,6 +108,7 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
             .map(|remote| v1::Endpoint { address: remote.ip().to_canonical().to_string(), port: remote.port().into() }),
         // The store knows them.
         related: Vec::new(),
+        policy_rule: event.rule.saturating_add(1),
     }
 }
 
@@ -269,7 +270,7 @@ pub fn backend(backend: Option<policyset::Backend>) -> v1::Backend {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::sync::Arc;
 
     use super::*;
     use crate::{
@@ -353,26 +354,14 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_may_give_another_severity() {
-        let tools = tools();
-        let nc = tool_id("nc");
-        let severity =
-            |tools: &Tools| from_event(&testing::event(42, nc, 10), None, tools, BootOffset::now()).severity();
-        assert_eq!(severity(&tools), v1::Severity::High);
+    fn the_policy_is_the_one_that_made_the_event() {
         let catalog = catalog::Catalog::shipped().unwrap();
-        let meaning = |name: &str, severities| {
-            let severities = BTreeMap::from_iter(severities);
-            Arc::new(Meaning { name: name.to_owned(), severities, ..Meaning::default() })
-        };
-        let low = meaning("low", Some((nc, catalog::Severity::Low)));
-        // The event is of policy 1.
-        let lower =
-            Tools::new(Known::new(catalog.clone(), [(1, Arc::clone(&low)), (2, meaning("other", None))].into()));
-        assert_eq!(severity(&lower), v1::Severity::Low);
-        let signal = from_event(&testing::event(42, nc, 10), Some(&container(42)), &lower, BootOffset::now());
-        assert_eq!(signal.policy, "low", "the one that made the event, wherever the container is by now");
-        let other = Tools::new(Known::new(catalog, [(2, low)].into()));
-        assert_eq!(severity(&other), v1::Severity::High);
+        let meaning = |name: &str| Arc::new(Meaning { name: name.to_owned(), ..Meaning::default() });
+        // Wherever the container is by now.
+        let known = Known::new(catalog.clone(), [(1, meaning("first")), (2, meaning("other"))].into());
+        let event = Event { rule: 4, ..testing::event(42, tool_id("nc"), 10) };
+        let signal = from_event(&event, Some(&container(42)), &Tools::new(known), BootOffset::now());
+        assert_eq!((signal.policy.as_str(), signal.policy_rule), ("first", 5));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use portcullis_bpf::{
     abi::{self, Ancestor, Event, Hook, Verdict, identified_by},
-    guard::{GuardError, Move},
+    guard::{GuardError, Move, Placement},
     tables::Content,
 };
 use portcullis_policy::{
@@ -54,8 +54,16 @@ impl FakeTables {
     /// A container is entered, as by its shim.
     pub fn enter(&self, cgroup_id: u64, policy: u32, mode: abi::Mode) {
         let mode = mode as u32;
-        let container =
-            abi::Container { policy, mode, init_pid: 7, backend: 1, scope: 9, node_mount_ns: 11, reserved: 0 };
+        let container = abi::Container {
+            cgroup_id,
+            policy,
+            mode,
+            init_pid: 7,
+            backend: 1,
+            scope: 9,
+            node_mount_ns: 11,
+            exceptions: u32::MAX,
+        };
         self.state().containers.insert(cgroup_id, container);
     }
 
@@ -89,15 +97,16 @@ impl PolicyTables for FakeTables {
         Ok(self.state().containers.get(&cgroup_id).copied())
     }
 
-    fn move_container(&self, cgroup_id: u64, policy: u32, mode: abi::Mode) -> Result<Move, GuardError> {
+    fn move_container(&self, cgroup_id: u64, to: Placement) -> Result<Move, GuardError> {
         let mut state = self.state();
         if state.stuck.contains(&cgroup_id) {
             return Err(Self::error());
         }
         // Whoever is moved to a policy has its rules.
-        assert!(state.policies.contains(&policy));
+        assert!(state.policies.contains(&to.policy));
         let Some(container) = state.containers.get_mut(&cgroup_id) else { return Ok(Move::Gone) };
-        let new = abi::Container { policy, mode: mode as u32, ..*container };
+        let Placement { policy, mode, exceptions } = to;
+        let new = abi::Container { policy, mode: mode as u32, exceptions, ..*container };
         Ok(if std::mem::replace(container, new) == new { Move::InPlace } else { Move::Moved })
     }
 }
@@ -191,6 +200,7 @@ pub fn event(cgroup_id: u64, tool: u32, time_ns: u64) -> Event {
         gid: 1001,
         argc: 5,
         place: 0,
+        rule: 0,
         remote: None,
         invoked: b"nc".to_vec(),
         tty: b"pts0".to_vec(),

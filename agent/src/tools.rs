@@ -10,8 +10,9 @@ use std::{
 use portcullis_bpf::abi::{Event, identified_by};
 use portcullis_policy::{
     catalog::{Catalog, Kind, Severity, Tool},
-    compile::{CommRule, Compiled},
-    exceptions::Exceptions,
+    comm::Pattern,
+    compile::{Compiled, RuleFacts},
+    omissions::Omissions,
 };
 
 /// The category of what only a policy's pattern knows.
@@ -26,19 +27,15 @@ const PATTERN_SEVERITY: Severity = Severity::Medium;
 pub struct Meaning {
     /// The policy's name.
     pub name: String,
-    /// Tool to severity, where the policy gives one.
-    pub severities: BTreeMap<u32, Severity>,
-    /// Pattern to what its rule says.
-    pub comm: BTreeMap<u32, CommRule>,
+    /// Its rules, by their numbers.
+    pub rules: Vec<RuleFacts>,
+    /// Kernel id to pattern of comm.
+    pub comm: BTreeMap<u32, Pattern>,
 }
 
 impl From<&Compiled> for Meaning {
     fn from(policy: &Compiled) -> Self {
-        Self {
-            name: policy.entry.name.clone(),
-            severities: policy.severities.clone(),
-            comm: policy.comm.iter().map(|((_, pattern), rule)| (*pattern, rule.clone())).collect(),
-        }
+        Self { name: policy.entry.name.clone(), rules: policy.rules.clone(), comm: policy.comm.clone() }
     }
 }
 
@@ -92,8 +89,8 @@ impl Tools {
             return known.by_pattern(event);
         }
         let tool = known.catalog.tool(event.tool)?;
-        let given = known.policy(event.policy).and_then(|policy| policy.severities.get(&event.tool).copied());
-        Some((tool.clone(), given.unwrap_or(tool.severity)))
+        let severity = known.rule(event).and_then(|rule| rule.severity);
+        Some((tool.clone(), severity.unwrap_or(tool.severity)))
     }
 
     /// The name of the policy under which an event was made.
@@ -101,9 +98,9 @@ impl Tools {
         self.read().policy(event.policy).map(|policy| policy.name.clone())
     }
 
-    /// What the rule excepts by which an event was made.
-    pub fn exceptions(&self, event: &Event) -> Option<Arc<Exceptions>> {
-        self.read().comm_rule(event)?.exceptions.clone()
+    /// What the rule omits by which an event was made.
+    pub fn omissions(&self, event: &Event) -> Option<Arc<Omissions>> {
+        self.read().rule(event)?.omissions.clone()
     }
 }
 
@@ -117,28 +114,25 @@ impl Known {
         self.policies.get(&id).or_else(|| self.former.get(&id)).map(Arc::as_ref)
     }
 
-    fn comm_rule(&self, event: &Event) -> Option<&CommRule> {
-        if event.identified_by & identified_by::PATTERN == 0 {
-            return None;
-        }
-        self.policy(event.policy)?.comm.get(&event.tool)
+    fn rule(&self, event: &Event) -> Option<&RuleFacts> {
+        self.policy(event.policy)?.rules.get(usize::try_from(event.rule).ok()?)
     }
 
     /// A tool of the catalogue if it has one of that name, else one that is called by the pattern.
     fn by_pattern(&self, event: &Event) -> Option<(Tool, Severity)> {
-        let rule = self.comm_rule(event)?;
+        let pattern = self.policy(event.policy)?.comm.get(&event.tool)?;
         let meaning = str::from_utf8(&event.invoked).ok().and_then(|name| self.catalog.meaning_of_name(name));
         let tool = meaning
             .filter(|meaning| meaning.kind == Kind::Tool)
             .and_then(|meaning| self.catalog.tools().iter().find(|tool| tool.id == meaning.id));
         let tool = tool.cloned().unwrap_or_else(|| Tool {
-            id: rule.pattern.to_string(),
+            id: pattern.to_string(),
             category: PATTERN.to_owned(),
             severity: PATTERN_SEVERITY,
             techniques: vec![PATTERN_TECHNIQUE.to_owned()],
             names: Vec::new(),
         });
-        let severity = rule.severity.unwrap_or(tool.severity);
+        let severity = self.rule(event).and_then(|rule| rule.severity).unwrap_or(tool.severity);
         Some((tool, severity))
     }
 }
@@ -156,16 +150,17 @@ mod tests {
         let id = |catalog: &Catalog, id: &str| catalog.tools().iter().find(|tool| tool.id == id).unwrap().kernel_id();
         let larger = catalog("[category.dns.tools]\nprobe = {}");
         let (probe, nc) = (id(&larger, "probe"), id(&larger, "nc"));
-        // The policy of the event.
+        // The policy of the event, and its first rule.
         let lower = |severity| {
-            BTreeMap::from([(1, Arc::new(Meaning { severities: [(nc, severity)].into(), ..Meaning::default() }))])
+            let rules = vec![RuleFacts { severity: Some(severity), omissions: None }];
+            BTreeMap::from([(1, Arc::new(Meaning { rules, ..Meaning::default() }))])
         };
         let tools = Tools::new(Known::new(catalog(""), lower(Severity::Low)));
         let reader = tools.clone();
         let severity = |kernel_id| reader.of(&testing::event(42, kernel_id, 10)).map(|(_, severity)| severity);
         assert_eq!((severity(probe), severity(nc)), (None, Some(Severity::Low)));
         let former = tools.replace(larger, lower(Severity::Critical));
-        assert_eq!((severity(probe), severity(nc)), (Some(Severity::Medium), Some(Severity::Critical)));
+        assert_eq!((severity(probe), severity(nc)), (Some(Severity::Critical), Some(Severity::Critical)));
         tools.restore(former);
         assert_eq!((severity(probe), severity(nc)), (None, Some(Severity::Low)));
     }
@@ -196,16 +191,16 @@ mod tests {
         };
         let described = |rule: &str, invoked: &str| {
             let compiled = policy(rule);
-            let (id, pattern) = *compiled.comm.keys().next().unwrap();
-            let policies = [(id, Arc::new(Meaning::from(&compiled)))].into();
+            let pattern = *compiled.comm.keys().next().unwrap();
+            let policies = [(1, Arc::new(Meaning::from(&compiled)))].into();
             let tools = Tools::new(Known::new(catalog.clone(), policies));
             let mut event = testing::event(42, pattern, 10);
             event.invoked = invoked.into();
             assert!(tools.of(&event).is_none(), "it is no tool");
             event.identified_by = identified_by::PATTERN;
             let (tool, severity) = tools.of(&event).unwrap();
-            let exceptions = tools.exceptions(&event).is_some();
-            (tool.id, tool.category, severity, tool.techniques.contains(&"T1105".to_owned()), exceptions)
+            let omissions = tools.omissions(&event).is_some();
+            (tool.id, tool.category, severity, tool.techniques.contains(&"T1105".to_owned()), omissions)
         };
         let alert = "{comm: ['nc*'], action: alert, exceptRepeats: 1h}";
         let of = |id: &str, category: &str, severity, transfer| (id.into(), category.into(), severity, transfer, true);

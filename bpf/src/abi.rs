@@ -7,7 +7,7 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// `PORTCULLIS_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// `NAME_LEN`: bytes of a name in the tables, including at least one NUL.
 pub const NAME_LEN: usize = 64;
@@ -24,6 +24,20 @@ const ANCESTOR_ARGV_LEN: usize = 256;
 
 /// `PREFIXES_MAX`: elements of `multicall_prefixes`.
 pub const PREFIXES_MAX: usize = 4;
+
+/// `DECISIONS_MAX`: what a policy may say of one tool.
+pub const DECISIONS_MAX: usize = 8;
+/// `EXCEPTIONS_MAX`: exceptions of a policy.
+pub const EXCEPTIONS_MAX: usize = 32;
+/// `ARGUMENT_PATTERNS_MAX`: arguments of an exception.
+pub const ARGUMENT_PATTERNS_MAX: usize = 16;
+/// `EXE_PATTERNS_MAX`: executables in one of an exception's lists.
+pub const EXE_PATTERNS_MAX: usize = 4;
+/// `UID_RANGES_MAX`: users of an exception.
+pub const UID_RANGES_MAX: usize = 4;
+/// `EXCEPTED_MAX`: tools of one execution that exceptions are looked for.
+pub const EXCEPTED_MAX: usize = 2;
+const PATTERN_WORDS: usize = 16;
 
 /// Key of `names` and `loader_options`.
 #[repr(C)]
@@ -78,7 +92,7 @@ impl CommKey {
     }
 }
 
-/// Key of `rules`; the value is an [`Action`] as `u32`.
+/// Key of `rules`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RuleKey {
@@ -86,6 +100,129 @@ pub struct RuleKey {
     pub policy: u32,
     /// Tool id.
     pub tool: u32,
+}
+
+/// User ids as the node sees them; both belong to the range.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UidRange {
+    /// The smallest.
+    pub first: u32,
+    /// The largest.
+    pub last: u32,
+}
+
+/// What one rule says of a tool.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// An [`Action`] as `u32`.
+    pub action: u32,
+    /// The rule's number in its policy, from 0.
+    pub rule: u32,
+    /// [`place`] bits, one of which must hold; 0 when the place does not matter.
+    pub places: u32,
+    /// Of whom.
+    pub uids: UidRange,
+}
+
+/// Value of `rules`: the first decision that applies holds.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ruling {
+    /// How many decisions there are.
+    pub count: u32,
+    /// Numbers of the policy's exceptions for this tool: a bit each.
+    pub exceptions: u32,
+    /// The decisions, in order.
+    pub decisions: [Decision; DECISIONS_MAX],
+}
+
+impl Ruling {
+    /// `None` if there are too many decisions.
+    pub fn new(exceptions: u32, decisions: &[Decision]) -> Option<Self> {
+        let mut this = Self { count: u32::try_from(decisions.len()).ok()?, exceptions, ..Self::default() };
+        this.decisions.get_mut(..decisions.len())?.copy_from_slice(decisions);
+        Some(this)
+    }
+}
+
+/// Key of `exceptions`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ExceptionKey {
+    /// Policy id.
+    pub policy: u32,
+    /// The exception's number in its policy, from 0.
+    pub number: u32,
+}
+
+/// `enum exception_flags`, bits.
+pub mod exception_flags {
+    /// It is for certain arguments only, of which there may be none.
+    pub const ARGUMENTS: u32 = 1 << 0;
+    /// There may be more arguments than patterns.
+    pub const MORE_ARGUMENTS: u32 = 1 << 1;
+}
+
+/// Value of `exceptions`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Exception {
+    /// [`exception_flags`] bits.
+    pub flags: u32,
+    /// How many patterns of arguments there are, at most [`ARGUMENT_PATTERNS_MAX`].
+    pub arguments: u32,
+    /// How many patterns of parents, at most [`EXE_PATTERNS_MAX`]; with 0 the parent does not matter.
+    pub parents: u32,
+    /// The same for ancestors.
+    pub ancestors: u32,
+    /// How many of `uids` are used; with 0 the user does not matter.
+    pub users: u32,
+    /// The users.
+    pub uids: [UidRange; UID_RANGES_MAX],
+}
+
+/// Key of `patterns`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PatternKey {
+    /// Policy id.
+    pub policy: u32,
+    /// The exception's number in its policy.
+    pub number: u32,
+    /// A [`PatternList`] as `u32`.
+    pub list: u32,
+    /// The pattern's number in the list.
+    pub index: u32,
+}
+
+/// Value of `patterns`: a text, or how texts begin.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pattern {
+    bytes: [u64; PATTERN_WORDS],
+    mask: [u64; PATTERN_WORDS],
+}
+
+impl Pattern {
+    /// The longest text, in bytes.
+    pub const MAX: usize = 8 * PATTERN_WORDS - 2;
+
+    /// A whole text, or how texts begin; `None` if it is too long or holds a NUL.
+    pub fn new(text: &str, whole: bool) -> Option<Self> {
+        if text.len() > Self::MAX || text.contains('\0') {
+            return None;
+        }
+        let mut this = Self { bytes: [0; PATTERN_WORDS], mask: [0; PATTERN_WORDS] };
+        // A whole text's NUL counts as well.
+        for (place, byte) in text.bytes().chain(whole.then_some(0)).enumerate() {
+            let (word, shift) = (place / 8, place % 8 * 8);
+            *this.bytes.get_mut(word)? |= u64::from(byte) << shift;
+            *this.mask.get_mut(word)? |= 0xff << shift;
+        }
+        Some(this)
+    }
 }
 
 /// Value of `names` and `fingerprints`.
@@ -142,6 +279,8 @@ impl NamePrefix {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Container {
+    /// The key once more.
+    pub cgroup_id: u64,
     /// Policy id.
     pub policy: u32,
     /// A [`Mode`] as `u32`.
@@ -154,8 +293,8 @@ pub struct Container {
     pub scope: u64,
     /// Inode number of the node's own mount namespace: what runs there is the container runtime.
     pub node_mount_ns: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Which of its policy's exceptions are for its image: a bit each.
+    pub exceptions: u32,
 }
 
 /// Value of `container_stats`, keyed by cgroup id.
@@ -170,6 +309,8 @@ pub struct ContainerStats {
     pub killed: u64,
     /// Events that did not fit into the ring buffer.
     pub lost: u64,
+    /// Executions that an exception let pass without an event.
+    pub excepted: u64,
 }
 
 // SAFETY: these are repr(C) structs of integers or bytes without padding (tests/abi.rs checks offsets and sizes
@@ -185,6 +326,16 @@ unsafe impl aya::Pod for FingerprintKey {}
 unsafe impl aya::Pod for NamePrefix {}
 // SAFETY: as above.
 unsafe impl aya::Pod for RuleKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Ruling {}
+// SAFETY: as above.
+unsafe impl aya::Pod for ExceptionKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Exception {}
+// SAFETY: as above.
+unsafe impl aya::Pod for PatternKey {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pattern {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Container {}
 // SAFETY: as above.
@@ -296,6 +447,17 @@ abi_enum! {
     }
 }
 abi_enum! {
+    /// `enum pattern_list`: what an exception's pattern is compared with.
+    PatternList {
+        /// The argument of the same number.
+        Arguments = 1,
+        /// The executable of the nearest image before this one.
+        Parents = 2,
+        /// The executable of any image before this one.
+        Ancestors = 3,
+    }
+}
+abi_enum! {
     /// `enum behaviour`: findings that are no tool's.
     Behaviour {
         /// A shell or interpreter with an internet socket as standard input or output.
@@ -368,7 +530,7 @@ pub mod flags {
 }
 
 /// Members of `struct counters`, each a `u64`, in order.
-pub const COUNTERS: [&str; 8] = [
+pub const COUNTERS: [&str; 10] = [
     "events_lost",
     "events_reduced",
     "process_storage_failed",
@@ -377,6 +539,8 @@ pub const COUNTERS: [&str; 8] = [
     "path_read_failed",
     "signal_failed",
     "content_read_failed",
+    "scratch_failed",
+    "container_read_failed",
 ];
 
 /// Bytes of `struct ancestor`.
@@ -425,6 +589,8 @@ pub struct Event {
     pub argc: u32,
     /// [`place`] bits.
     pub place: u32,
+    /// Number of the policy's rule that decided, from 0.
+    pub rule: u32,
     /// The other end of the socket, for a finding about one.
     pub remote: Option<SocketAddr>,
     /// Last component of `filename`.
@@ -580,7 +746,7 @@ impl Event {
             [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?];
         let [argc, argv_len, ancestors, place] = [reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?];
         let remote = reader.endpoint()?;
-        let _reserved = reader.u32()?;
+        let rule = reader.u32()?;
         let invoked = reader.string(NAME_LEN)?;
         let tty = reader.string(TTY_LEN)?;
         let [filename, exe, cwd] = [reader.string(PATH_LEN)?, reader.string(PATH_LEN)?, reader.string(PATH_LEN)?];
@@ -613,6 +779,7 @@ impl Event {
             gid,
             argc,
             place,
+            rule,
             remote,
             invoked,
             tty,
@@ -645,7 +812,7 @@ mod tests {
         }
         out.extend([AF_INET.to_ne_bytes(), 4444u16.to_ne_bytes()].concat());
         out.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        out.extend([0; 4]);
+        out.extend(6u32.to_ne_bytes());
         for (text, len) in [("nc", NAME_LEN), ("", TTY_LEN), ("/bin/nc", 256), ("/usr/bin/nc.openbsd", 256), ("/", 256)]
         {
             let mut field = text.as_bytes().to_vec();
@@ -679,7 +846,7 @@ mod tests {
         assert_eq!(event.exe, b"/usr/bin/nc.openbsd");
         assert_eq!(event.argv, [&b"nc"[..], b"", b"-l"]);
         assert_eq!(event.remote, Some("10.0.0.1:4444".parse().unwrap()));
-        assert_eq!(event.place, place::MEMFD);
+        assert_eq!((event.place, event.rule), (place::MEMFD, 6));
         assert_eq!(event.lineage.len(), 2);
         assert_eq!(event.lineage[0].argv, [&b"sh"[..], b"-c", b"x"]);
         // Cut in the middle of an argument.
@@ -721,6 +888,19 @@ mod tests {
         for bad in ["", "a/b", "a\0b", &"n".repeat(COMM_LEN)] {
             assert!(CommKey::new(7, bad, true).is_none(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn patterns_hold_a_text_and_its_end_or_only_how_it_begins() {
+        let whole = Pattern::new("ab", true).unwrap();
+        assert_eq!((whole.bytes[0], whole.mask[0], whole.mask[1]), (0x6261, 0xff_ffff, 0));
+        let beginning = Pattern::new("ab", false).unwrap();
+        assert_eq!((beginning.bytes[0], beginning.mask[0]), (0x6261, 0xffff));
+        assert_eq!(Pattern::new("", true).unwrap().mask[0], 0xff, "the empty text");
+        assert_eq!(Pattern::new("", false).unwrap().mask, [0; PATTERN_WORDS], "any text");
+        // The last byte of what is compared is the reader's own.
+        assert_eq!(Pattern::new(&"n".repeat(Pattern::MAX), true).unwrap().mask[PATTERN_WORDS - 1], u64::MAX >> 8);
+        assert!(Pattern::new(&"n".repeat(Pattern::MAX + 1), true).is_none() && Pattern::new("a\0", true).is_none());
     }
 
     #[test]

@@ -92,6 +92,17 @@ fn require(path: &Path) -> Result<(), GuardError> {
 /// `BPF_EXIST` of `bpf(2)`: an update that does not create.
 const BPF_EXIST: u64 = 2;
 
+/// What a container is under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Policy id.
+    pub policy: u32,
+    /// The mode in force.
+    pub mode: Mode,
+    /// Which of the policy's exceptions are for the container's image: a bit each.
+    pub exceptions: u32,
+}
+
 /// What became of a container that was to be put under another policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
@@ -147,14 +158,14 @@ impl Guard {
 
     /// Puts a container under another policy or mode, in one step: a program sees the old entry or the new one. A container
     /// that is not in the table stays out of it, even if it is released at this moment.
-    pub fn move_container(&mut self, cgroup_id: u64, policy: u32, mode: Mode) -> Result<Move, GuardError> {
+    pub fn move_container(&mut self, cgroup_id: u64, to: Placement) -> Result<Move, GuardError> {
         let error = |source| GuardError::Map { name: "containers", source };
         let old = match self.containers.get(&cgroup_id, 0) {
             Ok(old) => old,
             Err(source) if is_missing(&source) => return Ok(Move::Gone),
             Err(source) => return Err(error(source)),
         };
-        let new = Container { policy, mode: mode as u32, ..old };
+        let new = Container { policy: to.policy, mode: to.mode as u32, exceptions: to.exceptions, ..old };
         if new == old {
             return Ok(Move::InPlace);
         }

@@ -37,19 +37,22 @@ pub fn object() -> &'static [u8] {
 const SLOTS_PER_CPU: u32 = 4;
 
 /// The maps that outlive the agent.
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 17] = [
     "build_id",
     "comm_patterns",
     "container_stats",
     "containers",
     "counters",
     "events",
+    "exceptions",
     "fingerprints",
     "loader_options",
     "multicall_prefixes",
     "names",
+    "patterns",
     "processes",
     "rules",
+    "scratches",
     "slots",
     "talkers",
 ];

@@ -6,8 +6,8 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_tri
 
 use crate::{
     abi::{
-        Action, COUNTERS, Comm, CommKey, FingerprintKey, Identity, LoaderOption, NameKey, NamePrefix, PREFIXES_MAX,
-        RuleKey,
+        COUNTERS, Comm, CommKey, Exception, ExceptionKey, FingerprintKey, Identity, LoaderOption, NameKey, NamePrefix,
+        PREFIXES_MAX, Pattern, PatternKey, RuleKey, Ruling,
     },
     guard::{GuardError, open_hash, open_map},
     pins::Pins,
@@ -17,6 +17,10 @@ use crate::{
 pub const RULES_MAX: usize = 65_536;
 /// How many patterns of comm the table has room for, as maps.bpf.h says.
 pub const COMM_PATTERNS_MAX: usize = 4096;
+/// How many exceptions the table has room for, as maps.bpf.h says.
+pub const EXCEPTIONS_MAX: usize = 16_384;
+/// How many of the exceptions' texts the table has room for, as maps.bpf.h says.
+pub const PATTERNS_MAX: usize = 65_536;
 
 /// What the tables are to hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,8 +35,12 @@ pub struct Content {
     pub multicall_prefixes: Vec<NamePrefix>,
     /// Pattern of comm to the pattern's id.
     pub comm_patterns: Vec<(CommKey, u32)>,
-    /// Policy and tool, or pattern, to action.
-    pub rules: Vec<(RuleKey, Action)>,
+    /// Policy and tool, or pattern of comm, to what is done.
+    pub rules: Vec<(RuleKey, Ruling)>,
+    /// What policies except.
+    pub exceptions: Vec<(ExceptionKey, Exception)>,
+    /// The exceptions' texts.
+    pub patterns: Vec<(PatternKey, Pattern)>,
 }
 
 /// The pinned tables that the agent fills.
@@ -42,7 +50,9 @@ pub struct Tables {
     loader_options: HashMap<MapData, NameKey, u32>,
     multicall_prefixes: Array<MapData, NamePrefix>,
     comm_patterns: LpmTrie<MapData, Comm, u32>,
-    rules: HashMap<MapData, RuleKey, u32>,
+    rules: HashMap<MapData, RuleKey, Ruling>,
+    exceptions: HashMap<MapData, ExceptionKey, Exception>,
+    patterns: HashMap<MapData, PatternKey, Pattern>,
     counters: PerCpuArray<MapData, [u64; COUNTERS.len()]>,
 }
 
@@ -60,6 +70,8 @@ impl Tables {
                 .try_into()
                 .map_err(|source| GuardError::Map { name: "comm_patterns", source })?,
             rules: open_hash(pins, "rules")?,
+            exceptions: open_hash(pins, "exceptions")?,
+            patterns: open_hash(pins, "patterns")?,
             counters: open_map(pins, "counters")?
                 .try_into()
                 .map_err(|source| GuardError::Map { name: "counters", source })?,
@@ -70,7 +82,6 @@ impl Tables {
     pub fn add(&mut self, content: &Content) -> Result<(), GuardError> {
         let fingerprints = fingerprints(content);
         let options = loader_options(content);
-        let rules: Vec<_> = content.rules.iter().map(|(key, action)| (*key, *action as u32)).collect();
         for place in 0..PREFIXES_MAX {
             let prefix = content.multicall_prefixes.get(place).unwrap_or(&NamePrefix::NONE);
             let index = u32::try_from(place).unwrap_or(u32::MAX);
@@ -81,7 +92,9 @@ impl Tables {
         insert(&mut self.names, "names", &content.names)?;
         insert(&mut self.fingerprints, "fingerprints", &fingerprints)?;
         insert(&mut self.loader_options, "loader_options", &options)?;
-        insert(&mut self.rules, "rules", &rules)?;
+        insert(&mut self.patterns, "patterns", &content.patterns)?;
+        insert(&mut self.exceptions, "exceptions", &content.exceptions)?;
+        insert(&mut self.rules, "rules", &content.rules)?;
         // After the rules: what is found in it is looked up there.
         content
             .comm_patterns
@@ -94,14 +107,15 @@ impl Tables {
     /// learnt of images. Of two contents, [`Self::add`] the new one before removing what only the old one had: a running
     /// container is at no moment without what is in both.
     pub fn retain(&mut self, content: &Content, held: &HashSet<u32>) -> Result<(), GuardError> {
-        let rules: Vec<_> = content.rules.iter().map(|(key, action)| (*key, *action as u32)).collect();
         remove_others(&mut self.names, "names", &content.names, |_| true)?;
         remove_others(&mut self.fingerprints, "fingerprints", &fingerprints(content), |key| key.scope == 0)?;
         remove_others(&mut self.loader_options, "loader_options", &loader_options(content), |_| true)?;
         // Before the rules: what is found in it is looked up there.
         self.retain_comm_patterns(&content.comm_patterns, held)
             .map_err(|source| GuardError::Map { name: "comm_patterns", source })?;
-        remove_others(&mut self.rules, "rules", &rules, |key| !held.contains(&key.policy))
+        remove_others(&mut self.rules, "rules", &content.rules, |key| !held.contains(&key.policy))?;
+        remove_others(&mut self.exceptions, "exceptions", &content.exceptions, |key| !held.contains(&key.policy))?;
+        remove_others(&mut self.patterns, "patterns", &content.patterns, |key| !held.contains(&key.policy))
     }
 
     fn retain_comm_patterns(&mut self, wanted: &[(CommKey, u32)], held: &HashSet<u32>) -> Result<(), MapError> {

@@ -9,8 +9,9 @@ use object::{Object, ObjectSection};
 use portcullis_bpf::{
     Backend,
     abi::{
-        self, Action, Behaviour, Comm, Container, ContainerStats, Event, FingerprintKey, Hook, Identity, Kind,
-        LoaderOption, Mode, NameKey, NamePrefix, RuleKey, Verdict, flags, identified_by, place,
+        self, Action, Behaviour, Comm, Container, ContainerStats, Decision, Event, Exception, ExceptionKey,
+        FingerprintKey, Hook, Identity, Kind, LoaderOption, Mode, NameKey, NamePrefix, Pattern, PatternKey,
+        PatternList, RuleKey, Ruling, UidRange, Verdict, exception_flags, flags, identified_by, place,
     },
     loader,
 };
@@ -76,13 +77,14 @@ fn keys_and_values_of_maps() {
         "container",
         size_of::<Container>(),
         &[
+            ("cgroup_id", offset_of!(Container, cgroup_id)),
             ("policy", offset_of!(Container, policy)),
             ("mode", offset_of!(Container, mode)),
             ("init_pid", offset_of!(Container, init_pid)),
             ("backend", offset_of!(Container, backend)),
             ("scope", offset_of!(Container, scope)),
             ("node_mount_ns", offset_of!(Container, node_mount_ns)),
-            ("reserved", offset_of!(Container, reserved)),
+            ("exceptions", offset_of!(Container, exceptions)),
         ],
     );
     assert_layout(
@@ -104,8 +106,61 @@ fn keys_and_values_of_maps() {
             ("blocked", offset_of!(ContainerStats, blocked)),
             ("killed", offset_of!(ContainerStats, killed)),
             ("lost", offset_of!(ContainerStats, lost)),
+            ("excepted", offset_of!(ContainerStats, excepted)),
         ],
     );
+    assert_layout(
+        "uid_range",
+        size_of::<UidRange>(),
+        &[("first", offset_of!(UidRange, first)), ("last", offset_of!(UidRange, last))],
+    );
+    assert_layout(
+        "decision",
+        size_of::<Decision>(),
+        &[
+            ("action", offset_of!(Decision, action)),
+            ("rule", offset_of!(Decision, rule)),
+            ("places", offset_of!(Decision, places)),
+            ("uids", offset_of!(Decision, uids)),
+        ],
+    );
+    assert_layout(
+        "ruling",
+        size_of::<Ruling>(),
+        &[
+            ("count", offset_of!(Ruling, count)),
+            ("exceptions", offset_of!(Ruling, exceptions)),
+            ("decisions", offset_of!(Ruling, decisions)),
+        ],
+    );
+    assert_layout(
+        "exception_key",
+        size_of::<ExceptionKey>(),
+        &[("policy", offset_of!(ExceptionKey, policy)), ("number", offset_of!(ExceptionKey, number))],
+    );
+    assert_layout(
+        "exception",
+        size_of::<Exception>(),
+        &[
+            ("flags", offset_of!(Exception, flags)),
+            ("arguments", offset_of!(Exception, arguments)),
+            ("parents", offset_of!(Exception, parents)),
+            ("ancestors", offset_of!(Exception, ancestors)),
+            ("users", offset_of!(Exception, users)),
+            ("uids", offset_of!(Exception, uids)),
+        ],
+    );
+    assert_layout(
+        "pattern_key",
+        size_of::<PatternKey>(),
+        &[
+            ("policy", offset_of!(PatternKey, policy)),
+            ("number", offset_of!(PatternKey, number)),
+            ("list", offset_of!(PatternKey, list)),
+            ("index", offset_of!(PatternKey, index)),
+        ],
+    );
+    assert_layout("pattern", size_of::<Pattern>(), &[("bytes", 0), ("mask", 128)]);
 }
 
 #[test]
@@ -189,6 +244,25 @@ fn enums() {
             ("RAW_SOCKET", Behaviour::RawSocket as u32),
         ],
     );
+}
+
+#[test]
+fn enums_of_exceptions_and_events() {
+    assert_enum(
+        "exception_flags",
+        &[
+            ("EXCEPTION_ARGUMENTS", exception_flags::ARGUMENTS),
+            ("EXCEPTION_MORE_ARGUMENTS", exception_flags::MORE_ARGUMENTS),
+        ],
+    );
+    assert_enum(
+        "pattern_list",
+        &[
+            ("PATTERNS_ARGUMENTS", PatternList::Arguments as u32),
+            ("PATTERNS_PARENTS", PatternList::Parents as u32),
+            ("PATTERNS_ANCESTORS", PatternList::Ancestors as u32),
+        ],
+    );
     assert_enum(
         "event_flags",
         &[
@@ -242,7 +316,7 @@ fn event_and_ancestor_are_decoded_from_the_right_places() {
         ("argv_len", 3),
         ("ancestors", 1),
         ("place", 111),
-        ("reserved", 0),
+        ("rule", 112),
     ];
     let u64s = [
         ("time_ns", 1u64 << 40),
@@ -287,7 +361,7 @@ fn event_and_ancestor_are_decoded_from_the_right_places() {
         [decoded.policy, decoded.tool, decoded.identified_by, decoded.flags, decoded.pid, decoded.tid, decoded.ns_pid],
         [101, 102, 103, 104, 105, 106, 107]
     );
-    assert_eq!([decoded.uid, decoded.gid, decoded.argc, decoded.place], [108, 109, 110, 111]);
+    assert_eq!([decoded.uid, decoded.gid, decoded.argc, decoded.place, decoded.rule], [108, 109, 110, 111, 112]);
     assert_eq!(decoded.remote, Some((([7; 16]), 443).into()));
     assert_eq!(
         [decoded.time_ns, decoded.start_time_ns, decoded.cgroup_id, decoded.leaf_cgroup_id, decoded.inode],

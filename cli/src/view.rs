@@ -129,6 +129,7 @@ pub struct Signal {
     pub lineage_truncated: bool,
     pub origin: Origin,
     pub policy: String,
+    pub policy_rule: u32,
     pub backend: Backend,
     pub message: String,
     pub remote: Option<Endpoint>,
@@ -233,6 +234,7 @@ pub struct Counters {
     pub blocked: u64,
     pub killed: u64,
     pub lost: u64,
+    pub excepted: u64,
 }
 
 impl From<v1::Signal> for Signal {
@@ -252,6 +254,7 @@ impl From<v1::Signal> for Signal {
             lineage: signal.lineage.into_iter().map(Into::into).collect(),
             lineage_truncated: signal.lineage_truncated,
             policy: signal.policy,
+            policy_rule: signal.policy_rule,
             message: signal.message,
             remote: signal.remote.map(|remote| Endpoint { address: remote.address, port: remote.port }),
             related: signal.related,
@@ -343,6 +346,7 @@ impl From<v1::Pod> for Pod {
 
 impl From<v1::Counters> for Counters {
     fn from(counters: v1::Counters) -> Self {
-        Self { matched: counters.matched, blocked: counters.blocked, killed: counters.killed, lost: counters.lost }
+        let v1::Counters { matched, blocked, killed, lost, excepted } = counters;
+        Self { matched, blocked, killed, lost, excepted }
     }
 }

@@ -14,7 +14,7 @@ use portcullis_bpf::{
 use portcullis_policy::{
     arrange::arrange,
     catalog::{Catalog, Kind},
-    compile, identity,
+    compile, decide, identity,
     policyset::{Choice, MODE_ANNOTATION, PolicySet},
     record::{ContainerRecord, file_name},
     select::Facts,
@@ -111,17 +111,28 @@ pub fn policy(data: &[u8]) {
             assert_ne!(own.entry.id, 0);
             let arranged = arrange(&[own], |_| None).is_some();
             assert_eq!(arranged, policy.spec.select.is_everything(), "the default is for every container");
-            for ((id, tool), action) in compiled.rules {
-                assert_eq!(id, 7);
-                let known = SHIPPED.tool(tool).is_some() || compiled.comm.contains_key(&(7, tool));
-                assert!(known && action != source::Action::Ignore);
+            for (id, ruling) in &compiled.rulings {
+                assert!(SHIPPED.tool(*id).is_some() || compiled.comm.contains_key(id));
+                let last = ruling.decisions.last().expect("one that does something");
+                assert!(last.action != source::Action::Ignore && ruling.decisions.len() <= compile::DECISIONS_MAX);
+                let known = |decision: &compile::Decision| (decision.rule as usize) < compiled.rules.len();
+                assert!(ruling.decisions.iter().all(known));
+                assert_eq!(u64::from(ruling.exceptions) >> compiled.exceptions.len(), 0);
             }
-            for rule in compiled.comm.values() {
-                assert!(CommKey::new(7, rule.pattern.name(), rule.pattern.is_whole()).is_some());
-                assert_eq!(rule.pattern.to_string().parse(), Ok(rule.pattern.clone()));
-                let words = rule.exceptions.iter().flat_map(|exceptions| &exceptions.arguments);
-                assert!(words.into_iter().all(|word| !word.is_empty()));
+            for pattern in compiled.comm.values() {
+                assert!(CommKey::new(7, pattern.name(), pattern.is_whole()).is_some());
+                assert_eq!(pattern.to_string().parse(), Ok(pattern.clone()));
             }
+            let words =
+                compiled.rules.iter().filter_map(|rule| rule.omissions.as_ref()).flat_map(|rule| &rule.arguments);
+            assert!(words.into_iter().all(|word| !word.is_empty()));
+            for text in
+                compiled.exceptions.iter().flat_map(|exception| [&exception.parents, &exception.ancestors]).flatten()
+            {
+                assert_eq!(text.to_string().parse(), Ok(text.clone()));
+            }
+            let command: Vec<&str> = policy.metadata.name.split(' ').collect();
+            decide::decide(&SHIPPED, &compiled, &decide::Execution::of_command(&command));
         }
         Err(error) => check_error("p.yaml", text, error.line, error.column, &error.to_string()),
     }

@@ -18,6 +18,7 @@ pub struct Signal {
     pub lineage: Vec<Ancestor>,
     pub origin: String,
     pub policy: String,
+    pub policy_rule: u32,
     pub backend: String,
     pub message: String,
     pub remote: Option<Endpoint>,
@@ -97,6 +98,17 @@ pub struct Container {
     pub guarded: bool,
     pub unguarded_reason: String,
     pub contents_unknown: String,
+    /// Only in the list of containers.
+    #[serde(default)]
+    pub counters: Option<Counters>,
+}
+
+/// What the kernel counted for a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub matched: u64,
+    pub excepted: u64,
 }
 
 /// A container's pod.

@@ -1,83 +1,168 @@
-//! What a rule does not report although it matches. The kernel can't judge it: it is the agent that leaves these
-//! executions out, after they have begun.
+//! What a policy lets pass although a rule names it, in both modes: judged by the kernel programs, so that an excepted
+//! execution runs and any other is stopped.
 
-use std::time::Duration;
+use serde_saphyr::{Location, Spanned};
 
-/// The longest word that is looked for in arguments, in bytes.
-pub const WORD_MAX: usize = 256;
-/// How many such words a rule may have.
-pub const WORDS_MAX: usize = 64;
-/// The longest time in which an execution is a repeat.
-pub const REPEATS_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+use crate::{
+    catalog::{Catalog, Tool},
+    compile::check_ids,
+    glob::Glob,
+    source::{self, SourceError},
+    text::Pattern,
+    users::Users,
+};
 
-/// One rule's exceptions.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exceptions {
-    /// Tells the rule from others; the same when the policy is read again and the rule names what it named.
-    pub rule: u32,
-    /// An execution is left out if one of its arguments contains one of these.
-    pub arguments: Vec<String>,
-    /// An execution is left out if its arguments and its parent were seen before, within this time.
-    pub repeats: Option<Duration>,
+/// Exceptions of a policy at most: there is a bit for each in the kernel's tables.
+pub const EXCEPTIONS_MAX: usize = 32;
+/// Arguments of an exception at most.
+pub const ARGUMENTS_MAX: usize = 16;
+/// Executables in one list of an exception at most.
+pub const EXES_MAX: usize = 4;
+/// Users of an exception at most.
+pub const USERS_MAX: usize = 4;
+/// Globs for images of an exception at most.
+pub const IMAGES_MAX: usize = 64;
+/// Stands last among arguments for any further ones.
+pub const MORE: &str = "...";
+
+/// Arguments that an exception is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Arguments {
+    /// One for each argument.
+    pub patterns: Vec<Pattern>,
+    /// There may be more.
+    pub more: bool,
 }
 
-impl Exceptions {
-    /// Whether one of the arguments contains one of the words. Byte by byte: `LOCALHOST` is no `localhost`.
-    pub fn exclude<'a>(&self, arguments: impl IntoIterator<Item = &'a [u8]>) -> bool {
-        arguments.into_iter().any(|argument| self.arguments.iter().any(|word| contains(argument, word.as_bytes())))
+impl Arguments {
+    /// Whether these arguments, without argv[0], are such.
+    pub fn fit(&self, arguments: &[&[u8]]) -> bool {
+        let enough =
+            if self.more { arguments.len() >= self.patterns.len() } else { arguments.len() == self.patterns.len() };
+        enough && self.patterns.iter().zip(arguments).all(|(pattern, argument)| pattern.fits(argument))
     }
 }
 
-fn contains(text: &[u8], word: &[u8]) -> bool {
-    // No word is empty.
-    text.windows(word.len().max(1)).any(|part| part == word)
+/// One exception, compiled. It holds if all that it has holds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Exception {
+    categories: Vec<String>,
+    tools: Vec<String>,
+    /// `None`: whatever they are.
+    pub arguments: Option<Arguments>,
+    /// One must be the executable of the nearest image before this one. Empty: whatever it is.
+    pub parents: Vec<Pattern>,
+    /// One must be the executable of any image before this one.
+    pub ancestors: Vec<Pattern>,
+    /// Globs, one of which must match the container's image. Empty: whatever it is.
+    pub images: Vec<Glob>,
+    /// Empty: everybody.
+    pub users: Vec<Users>,
 }
 
-/// A time as policies have it: a number and `s`, `m`, `h` or `d`. `None` unless it is more than nothing and at most
-/// [`REPEATS_MAX`].
-pub fn parse_repeats(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let unit = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        _ => return None,
-    };
-    // parse() would take a sign as well.
-    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let time = Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(unit)?);
-    (Duration::ZERO < time && time <= REPEATS_MAX).then_some(time)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_anywhere_in_one_argument_excludes() {
-        let exceptions = Exceptions { rule: 1, arguments: vec!["localhost".into(), "127.0.0.1".into()], repeats: None };
-        let exclude = |arguments: &[&str]| exceptions.exclude(arguments.iter().map(|argument| argument.as_bytes()));
-        assert!(exclude(&["-v", "http://localhost:8080/x"]));
-        assert!(exclude(&["127.0.0.1"]) && exclude(&["127.0.0.1.evil.example"]) && exclude(&["--data=localhost"]));
-        assert!(
-            !exclude(&["LOCALHOST"]) && !exclude(&["local", "host"]) && !exclude(&["127.0.0.2", ""]) && !exclude(&[])
-        );
-        let none = Exceptions { arguments: Vec::new(), ..exceptions };
-        assert!(!none.exclude([&b"localhost"[..]]));
-    }
-
-    #[test]
-    fn times_have_a_unit_and_a_limit() {
-        let seconds = |text| parse_repeats(text).map(|time| time.as_secs());
-        assert_eq!(
-            [seconds("3600s"), seconds("60m"), seconds("1h"), seconds("7d")].map(Option::unwrap),
-            [3600, 3600, 3600, 604_800]
-        );
-        for bad in ["", "1", "h", "+1h", "-1h", "1.5h", "1 h", "0s", "8d", "1ß", "99999999999999999999d"] {
-            assert_eq!(parse_repeats(bad), None, "{bad}");
+impl Exception {
+    pub(crate) fn compile(
+        catalog: &Catalog,
+        file: &str,
+        given: &Spanned<source::Exception>,
+    ) -> Result<Self, SourceError> {
+        let source = &given.value;
+        check_ids(catalog, file, &source.categories, &source.tools)?;
+        at_most(file, "images", &source.images, IMAGES_MAX)?;
+        let glob = |text: &Spanned<String>| {
+            text.value.parse().map_err(|reason| SourceError::at(file, text.referenced, format!("{reason}")))
+        };
+        let images: Vec<Glob> = source.images.iter().map(glob).collect::<Result<_, SourceError>>()?;
+        if source.arguments.is_none()
+            && source.parents.is_empty()
+            && source.ancestors.is_empty()
+            && images.is_empty()
+            && source.users.is_empty()
+        {
+            let reason = "an exception needs at least one of arguments, parents, ancestors, images and users; what is always \
+                          let pass is a rule with `action: ignore`";
+            return Err(SourceError::at(file, given.referenced, reason));
         }
+        Ok(Self {
+            categories: values(&source.categories),
+            tools: values(&source.tools),
+            arguments: source.arguments.as_ref().map(|given| arguments(file, given)).transpose()?,
+            parents: exes(file, "parents", &source.parents)?,
+            ancestors: exes(file, "ancestors", &source.ancestors)?,
+            images,
+            users: users(file, &source.users, USERS_MAX)?,
+        })
     }
+
+    /// Whether it is for this tool, by its id or its category. One that names neither is for all.
+    pub fn is_for(&self, tool: &Tool) -> bool {
+        self.is_for_all() || self.tools.contains(&tool.id) || self.categories.contains(&tool.category)
+    }
+
+    /// Whether it needs the same, whatever tools it is for.
+    pub fn has_the_conditions_of(&self, other: &Self) -> bool {
+        let Self { categories: _, tools: _, arguments, parents, ancestors, images, users } = self;
+        (arguments, parents, ancestors, images, users)
+            == (&other.arguments, &other.parents, &other.ancestors, &other.images, &other.users)
+    }
+
+    /// Whether it is for containers of this image. One that is not known is none.
+    pub fn is_for_image(&self, image: Option<&str>) -> bool {
+        self.images.is_empty() || image.is_some_and(|image| self.images.iter().any(|glob| glob.matches(image)))
+    }
+
+    /// Whether it is for whatever a rule names, patterns of comm included.
+    pub fn is_for_all(&self) -> bool {
+        self.tools.is_empty() && self.categories.is_empty()
+    }
+}
+
+fn values(given: &[Spanned<String>]) -> Vec<String> {
+    given.iter().map(|given| given.value.clone()).collect()
+}
+
+fn at_most<T>(file: &str, what: &str, given: &[Spanned<T>], most: usize) -> Result<(), SourceError> {
+    match given.get(most) {
+        Some(more) => Err(SourceError::at(file, more.referenced, format!("there may be {most} {what}"))),
+        None => Ok(()),
+    }
+}
+
+fn pattern(file: &str, at: Location, text: &str) -> Result<Pattern, SourceError> {
+    text.parse().map_err(|reason| SourceError::at(file, at, format!("{reason}")))
+}
+
+fn arguments(file: &str, given: &[Spanned<String>]) -> Result<Arguments, SourceError> {
+    let (given, more) = match given.split_last() {
+        Some((last, others)) if last.value == MORE => (others, true),
+        _ => (given, false),
+    };
+    at_most(file, "patterns of arguments", given, ARGUMENTS_MAX)?;
+    if let Some(odd) = given.iter().find(|text| text.value == MORE) {
+        let reason = format!("{MORE:?} stands for any further arguments, so it must be the last");
+        return Err(SourceError::at(file, odd.referenced, reason));
+    }
+    let patterns =
+        given.iter().map(|text| pattern(file, text.referenced, &text.value)).collect::<Result<_, SourceError>>()?;
+    Ok(Arguments { patterns, more })
+}
+
+fn exes(file: &str, key: &str, given: &[Spanned<String>]) -> Result<Vec<Pattern>, SourceError> {
+    at_most(file, &format!("executables in `{key}`"), given, EXES_MAX)?;
+    let exe = |text: &Spanned<String>| {
+        if !text.value.starts_with('/') {
+            let reason = format!("{:?} is no path from the container's root: it must begin with a slash", text.value);
+            return Err(SourceError::at(file, text.referenced, reason));
+        }
+        pattern(file, text.referenced, &text.value)
+    };
+    given.iter().map(exe).collect()
+}
+
+pub(crate) fn users(file: &str, given: &[Spanned<String>], most: usize) -> Result<Vec<Users>, SourceError> {
+    at_most(file, "users or ranges of users", given, most)?;
+    let users = |text: &Spanned<String>| {
+        text.value.parse().map_err(|reason| SourceError::at(file, text.referenced, format!("{reason}")))
+    };
+    given.iter().map(users).collect()
 }

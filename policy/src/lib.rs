@@ -5,8 +5,12 @@
 //! | [`catalog`] | the tools: names, category, ATT&CK techniques, severity (`catalog.toml`) |
 //! | [`source`] | the operator's policy files: YAML in, typed policy out, errors with line and column |
 //! | [`comm`] | executables named by a pattern of their comm |
-//! | [`exceptions`] | what a rule leaves out although it matches |
+//! | [`users`] | users by their numbers |
+//! | [`text`] | texts that exceptions look for |
+//! | [`exceptions`] | what passes although a rule names it |
+//! | [`omissions`] | what a rule does not report although it matches |
 //! | [`compile`] | catalogue and policy → kernel tables |
+//! | [`decide`] | what comes of one execution: as the kernel programs decide it |
 //! | [`identity`] | the id that a compiled policy has in the kernel's tables |
 //! | [`strictness`] | whether one policy may be taken in another's place without loosening anything |
 //! | [`arrange`] | several policies → the order in which they are tried, for the policy set |
@@ -27,10 +31,14 @@ pub mod comm;
 #[cfg(feature = "source")]
 pub mod compile;
 #[cfg(feature = "source")]
+pub mod decide;
+#[cfg(feature = "source")]
 pub mod exceptions;
 pub mod glob;
 #[cfg(feature = "source")]
 pub mod identity;
+#[cfg(feature = "source")]
+pub mod omissions;
 pub mod policyset;
 pub mod record;
 pub mod select;
@@ -38,3 +46,7 @@ pub mod select;
 pub mod source;
 #[cfg(feature = "source")]
 pub mod strictness;
+#[cfg(feature = "source")]
+pub mod text;
+#[cfg(feature = "source")]
+pub mod users;

@@ -7,7 +7,10 @@ use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::select::{Facts, Rank, Select, Selection};
+use crate::{
+    glob::Glob,
+    select::{Facts, Rank, Select, Selection},
+};
 
 /// File name below the run directory.
 pub const FILE_NAME: &str = "policyset";
@@ -95,6 +98,19 @@ pub struct PolicyEntry {
     /// Of a policy that annotations select: ids of those in whose place it may be taken.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub may_replace: Vec<u32>,
+    /// Those of its exceptions that are for certain images only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_exceptions: Vec<ImageException>,
+}
+
+/// An exception that is for certain images only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageException {
+    /// Its number in its policy, less than 32.
+    pub number: u32,
+    /// One of these must match.
+    pub images: Vec<Glob>,
 }
 
 impl PolicyEntry {
@@ -111,7 +127,17 @@ impl PolicyEntry {
             allow_loosening: false,
             require_backend: None,
             may_replace: Vec::new(),
+            image_exceptions: Vec::new(),
         }
+    }
+
+    /// Which of its exceptions are for a container of this image: a bit each. An image that is not known is none.
+    pub fn exceptions_for(&self, image: Option<&str>) -> u32 {
+        let is_for = |exception: &&ImageException| {
+            image.is_some_and(|image| exception.images.iter().any(|glob| glob.matches(image)))
+        };
+        let others = self.image_exceptions.iter().filter(|exception| !is_for(exception));
+        others.fold(u32::MAX, |bits, exception| bits & !1_u32.checked_shl(exception.number).unwrap_or_default())
     }
 
     /// Where it stands among others.
@@ -185,6 +211,8 @@ pub struct Choice<'a> {
     pub mode_reason: String,
     /// Another policy might be chosen if the container's image were known.
     pub hinges_on_image: bool,
+    /// Which of the policy's exceptions are for the container's image: a bit each.
+    pub exceptions: u32,
 }
 
 impl PolicySet {
@@ -248,7 +276,8 @@ impl PolicySet {
             policy_reason = format!("{policy_reason}; {refused} refused: asked for by annotations and less strict");
         }
         let (mode, mode_reason) = policy.mode_for(facts)?;
-        Ok(Choice { policy, policy_reason, mode, mode_reason, hinges_on_image })
+        let exceptions = policy.exceptions_for(facts.image);
+        Ok(Choice { policy, policy_reason, mode, mode_reason, hinges_on_image, exceptions })
     }
 }
 

@@ -136,10 +136,13 @@ pub struct Spec {
     /// The first rule that names a tool decides, and of those that name a comm the first that it matches; what no rule
     /// names is ignored. Where the one and the other kind name an execution, the stricter action holds.
     pub rules: Vec<Rule>,
+    /// What passes although a rule names it.
+    #[serde(default)]
+    pub exceptions: Vec<Spanned<Exception>>,
 }
 
-/// What to do about a match.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// What to do about a match. The later is the stricter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Nothing.
@@ -148,6 +151,50 @@ pub enum Action {
     Alert,
     /// A signal; in enforce mode the execution is stopped.
     Block,
+}
+
+/// Where an executed file is; as signals have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// In a directory that everybody may write to.
+    WritableDirectory,
+    /// Not part of the image: in overlayfs's upper layer.
+    UpperLayer,
+    /// In no directory at all, but in memory.
+    Memfd,
+    /// No longer in its directory.
+    Deleted,
+}
+
+/// What passes although a rule names it. It needs at least one condition; all that are given must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Exception {
+    /// Categories of the catalogue. With neither categories nor tools it is for whatever the rules name.
+    #[serde(default)]
+    pub categories: Vec<Spanned<String>>,
+    /// Tools of the catalogue, by id.
+    #[serde(default)]
+    pub tools: Vec<Spanned<String>>,
+    /// Arguments after argv[0], each a text or, with a `*` at the end, how one begins. A last `...` stands for any further
+    /// ones.
+    pub arguments: Option<Vec<Spanned<String>>>,
+    /// Executables, one of which must be what the process itself ran before, or else its parent's: absolute paths as seen in
+    /// the container, or, with a `*` at the end, how one begins.
+    #[serde(default)]
+    pub parents: Vec<Spanned<String>>,
+    /// The same for any ancestor in the container.
+    #[serde(default)]
+    pub ancestors: Vec<Spanned<String>>,
+    /// Globs, one of which must match the container's image.
+    #[serde(default)]
+    pub images: Vec<Spanned<String>>,
+    /// Users by their numbers as the node sees them, or ranges of them: `0`, `1000-1999`.
+    #[serde(default)]
+    pub users: Vec<Spanned<String>>,
+    /// For people: why.
+    pub reason: Option<String>,
 }
 
 /// One rule. It names tools of the catalogue or executables by their comm, not both.
@@ -163,6 +210,12 @@ pub struct Rule {
     /// Executables by their comm; see [`crate::comm`].
     #[serde(default)]
     pub comm: Vec<Spanned<String>>,
+    /// Only if the executed file is in one of these places.
+    #[serde(default)]
+    pub places: Vec<Place>,
+    /// Only of these users, by their numbers as the node sees them, or ranges of them: `0`, `1000-1999`.
+    #[serde(default)]
+    pub users: Vec<Spanned<String>>,
     /// Not those one of whose arguments, but the first, contains one of these.
     #[serde(default)]
     pub except_arguments: Vec<Spanned<String>>,

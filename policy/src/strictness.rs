@@ -3,11 +3,14 @@
 //! Annotations are written by the workload's author. If they select a policy, it may be taken in another's place only if
 //! nothing is thereby allowed that the other one reports or stops.
 
+use std::collections::BTreeSet;
+
 use crate::{
     comm::Pattern,
-    compile::{CommRule, Compiled},
+    compile::{Compiled, Decision, Ruling},
+    exceptions::Exception,
     policyset::{Mode, OnAttachFailure, PolicyEntry},
-    source::Action,
+    source::{Action, Place},
 };
 
 /// Whether what annotations select may be taken instead of `other`. The entries are as they are in force, with the modes that
@@ -35,14 +38,6 @@ fn mode(mode: Mode) -> u8 {
     }
 }
 
-fn level(action: Action) -> u8 {
-    match action {
-        Action::Ignore => 0,
-        Action::Alert => 1,
-        Action::Block => 2,
-    }
-}
-
 /// What is done about each tool and each executable. Where both are named the stricter action holds, so it is enough to
 /// compare the ones with the ones and the others with the others.
 fn rules(this: &Compiled, other: &Compiled) -> bool {
@@ -50,41 +45,77 @@ fn rules(this: &Compiled, other: &Compiled) -> bool {
 }
 
 fn tools(this: &Compiled, other: &Compiled) -> bool {
-    let is_pattern = |id: &u32| other.comm.contains_key(&(other.entry.id, *id));
-    let mut named = other.rules.iter().filter(|((_, tool), _)| !is_pattern(tool));
-    named.all(|((_, tool), action)| level(action_of(this, *tool)) >= level(*action))
-}
-
-fn action_of(policy: &Compiled, id: u32) -> Action {
-    policy.rules.iter().find(|((_, known), _)| *known == id).map_or(Action::Ignore, |(_, action)| *action)
+    let mut named = other.rulings.iter().filter(|(id, _)| !other.comm.contains_key(id));
+    named.all(|(id, theirs)| ruling((this, this.rulings.get(id)), (other, theirs)))
 }
 
 /// The patterns of both stand for all executables: of those that cover one executable, the longest of each policy are what
 /// decides, and the longer of these two is covered by the other.
 fn patterns(this: &Compiled, other: &Compiled) -> bool {
     let mut both = this.comm.values().chain(other.comm.values());
-    both.all(|CommRule { pattern, .. }| {
-        let Some(theirs) = longest(other, pattern) else { return true };
-        let wanted = level(action_of(other, theirs.pattern.kernel_id()));
-        if wanted == level(Action::Ignore) {
-            return true;
-        }
-        longest(this, pattern).is_some_and(|ours| {
-            let excepted = ours.exceptions.as_ref().is_some_and(|exceptions| {
-                let theirs = theirs.exceptions.as_ref();
-                theirs.is_none_or(|theirs| {
-                    (&exceptions.arguments, exceptions.repeats) != (&theirs.arguments, theirs.repeats)
-                })
-            });
-            level(action_of(this, ours.pattern.kernel_id())) >= wanted && !excepted
-        })
+    both.all(|pattern| {
+        longest(other, pattern).is_none_or(|theirs| ruling((this, longest(this, pattern)), (other, theirs)))
     })
 }
 
-/// The rule by which the kernel judges what this pattern stands for.
-fn longest<'a>(policy: &'a Compiled, pattern: &Pattern) -> Option<&'a CommRule> {
-    let covering = policy.comm.values().filter(|rule| rule.pattern.covers(pattern));
-    covering.max_by_key(|rule| (rule.pattern.name().len(), rule.pattern.is_whole()))
+/// What the kernel finds for what this pattern stands for; `None` if nothing is done.
+fn longest<'a>(policy: &'a Compiled, pattern: &Pattern) -> Option<&'a Ruling> {
+    let covering = policy.comm.iter().filter(|(_, known)| known.covers(pattern));
+    let (id, _) = covering.max_by_key(|(_, known)| (known.name().len(), known.is_whole()))?;
+    policy.rulings.get(id)
+}
+
+/// What is done about one of them, wherever its file is and whoever the user.
+fn ruling(this: (&Compiled, Option<&Ruling>), other: (&Compiled, &Ruling)) -> bool {
+    let (policy, ours) = this;
+    let (others_policy, theirs) = other;
+    let users = ours.iter().copied().chain([theirs]).flat_map(|ruling| &ruling.decisions).map(|one| one.users);
+    // Between two of these numbers nothing changes.
+    let uids: BTreeSet<u32> = users.flat_map(|users| [users.first, users.last.saturating_add(1)]).chain([0]).collect();
+    let exceptions_too = ours.is_none_or(|ours| {
+        let mut ours = exceptions(policy, ours);
+        ours.all(|one| exceptions(others_policy, theirs).any(|another| one.has_the_conditions_of(another)))
+    });
+    exceptions_too
+        && places().all(|places| {
+            uids.iter().all(|uid| {
+                let Some(wanted) = theirs.decision(&places, *uid) else { return true };
+                wanted.action == Action::Ignore
+                    || ours.and_then(|ours| ours.decision(&places, *uid)).is_some_and(|ours| {
+                        ours.action >= wanted.action && !omits_more(policy, ours, others_policy, wanted)
+                    })
+            })
+        })
+}
+
+fn exceptions<'a>(policy: &'a Compiled, ruling: &Ruling) -> impl Iterator<Item = &'a Exception> {
+    let bits = ruling.exceptions;
+    policy
+        .exceptions
+        .iter()
+        .enumerate()
+        .filter(move |(number, _)| bits >> number & 1 == 1)
+        .map(|(_, exception)| exception)
+}
+
+/// Every set of places.
+fn places() -> impl Iterator<Item = Vec<Place>> {
+    let all = [Place::WritableDirectory, Place::UpperLayer, Place::Memfd, Place::Deleted];
+    (0..1 << all.len()).map(move |bits: u32| {
+        all.into_iter().enumerate().filter(|(number, _)| bits >> number & 1 == 1).map(|(_, place)| place).collect()
+    })
+}
+
+/// Whether the agent leaves out what it does not by the other's rule.
+fn omits_more(this: &Compiled, ours: &Decision, other: &Compiled, theirs: &Decision) -> bool {
+    let omissions = |policy: &Compiled, decision: &Decision| {
+        let rule = usize::try_from(decision.rule).ok().and_then(|rule| policy.rules.get(rule));
+        rule.and_then(|rule| rule.omissions.clone())
+    };
+    omissions(this, ours).is_some_and(|ours| {
+        omissions(other, theirs)
+            .is_none_or(|theirs| (&ours.arguments, ours.repeats) != (&theirs.arguments, theirs.repeats))
+    })
 }
 
 #[cfg(test)]
@@ -154,11 +185,44 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_loosen_unless_the_other_has_them_too() {
+    fn omissions_loosen_unless_the_other_has_them_too() {
         let rule = |exceptions: &str| format!("{{mode: detect, rules: [{{comm: [nc], action: alert{exceptions}}}]}}");
         let (plain, excepts) = (rule(""), rule(", exceptArguments: [localhost]"));
         assert!(replaces(&plain, &excepts) && replaces(&excepts, &excepts));
         assert!(!replaces(&excepts, &plain) && !replaces(&rule(", exceptArguments: [x]"), &excepts));
         assert!(!replaces(&rule(", exceptRepeats: 1h"), &plain));
+    }
+
+    #[test]
+    fn conditions_are_compared_in_every_case() {
+        let rules = |rules: &str| format!("{{mode: detect, rules: [{rules}, {{tools: [nc], action: alert}}]}}");
+        let other = rules("{tools: [nc], places: [memfd, upper_layer], users: [5-9], action: block}");
+        for stricter in [
+            "{tools: [nc], action: block}",
+            "{tools: [nc], users: [0-20], action: block}",
+            "{tools: [nc], places: [memfd], users: [5-9], action: block}, {tools: [nc], places: [upper_layer], users: [5-7, 8, 9], \
+             action: block}",
+        ] {
+            assert!(replaces(&rules(stricter), &other), "{stricter}");
+        }
+        for looser in [
+            "{tools: [nc], users: [5-8], action: block}",
+            "{tools: [nc], places: [memfd], users: [5-9], action: block}",
+            "{tools: [nc], places: [deleted], action: ignore}, {tools: [nc], action: block}",
+        ] {
+            assert!(!replaces(&rules(looser), &other), "{looser}");
+        }
+    }
+
+    #[test]
+    fn exceptions_loosen_unless_the_other_has_them_too() {
+        let policy = |exceptions: &str| {
+            format!("{{mode: detect, rules: [{{tools: [nc], action: alert}}], exceptions: [{exceptions}]}}")
+        };
+        let (plain, user) = (policy(""), policy("{tools: [nc], users: [5]}"));
+        assert!(replaces(&plain, &user) && replaces(&user, &user) && !replaces(&user, &plain));
+        assert!(replaces(&policy("{tools: [curl], users: [5]}"), &plain), "it is for nothing that is looked at");
+        assert!(replaces(&user, &policy("{tools: [curl], users: [0]}, {users: [5]}")));
+        assert!(!replaces(&policy("{users: [5, 6]}"), &user));
     }
 }

@@ -26,8 +26,8 @@ fn actions(policy: &Compiled) -> BTreeMap<String, Action> {
     let catalog = Catalog::shipped().unwrap();
     let mut actions: BTreeMap<String, Action> = BTreeMap::new();
     for tool in catalog.tools() {
-        let found = policy.rules.iter().find(|((_, id), _)| *id == tool.kernel_id());
-        let action = found.map_or(Action::Ignore, |(_, action)| *action);
+        let found = policy.rulings.get(&tool.kernel_id()).and_then(|ruling| ruling.decision(&[], 0));
+        let action = found.map_or(Action::Ignore, |decision| decision.action);
         let what = if tool.category == "behaviour" { &tool.id } else { &tool.category };
         let before = actions.insert(what.clone(), action);
         assert!(before.is_none_or(|before| before == action), "{}: one category, two actions", tool.id);

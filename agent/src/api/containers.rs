@@ -34,6 +34,7 @@ impl ContainerService for ContainerApi {
                     blocked: stats.blocked,
                     killed: stats.killed,
                     lost: stats.lost,
+                    excepted: stats.excepted,
                 });
                 Container { counters, ..signal::container_message(container) }
             })

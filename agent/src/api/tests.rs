@@ -30,7 +30,7 @@ struct NoKernel;
 
 impl KernelCounters for NoKernel {
     fn container(&self, cgroup_id: u64) -> Option<ContainerStats> {
-        (cgroup_id == 42).then_some(ContainerStats { matched: 3, blocked: 2, killed: 1, lost: 0 })
+        (cgroup_id == 42).then_some(ContainerStats { matched: 3, blocked: 2, killed: 1, lost: 0, excepted: 5 })
     }
 
     fn node(&self) -> Vec<(&'static str, u64)> {

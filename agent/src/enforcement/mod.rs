@@ -29,7 +29,7 @@ use std::{
 use anyhow::Context;
 use portcullis_bpf::{
     abi,
-    guard::{GuardError, Move},
+    guard::{GuardError, Move, Placement},
     pins::Pins,
     tables::Content,
 };
@@ -67,7 +67,7 @@ pub trait PolicyTables: Send + Sync + 'static {
     /// A container's entry.
     fn container(&self, cgroup_id: u64) -> Result<Option<abi::Container>, GuardError>;
     /// Puts a container under another policy and mode, in one step.
-    fn move_container(&self, cgroup_id: u64, policy: u32, mode: abi::Mode) -> Result<Move, GuardError>;
+    fn move_container(&self, cgroup_id: u64, to: Placement) -> Result<Move, GuardError>;
 }
 
 /// What does not change while the agent runs.
@@ -439,7 +439,9 @@ impl Enforcement {
             (standing.mode, standing.mode_reason) = (*mode, "operator".to_owned());
         }
         let moved = if guarded {
-            match tables.move_container(record.cgroup_id, choice.policy.id, kernel_mode(standing.mode)) {
+            let mode = kernel_mode(standing.mode);
+            let to = Placement { policy: choice.policy.id, mode, exceptions: choice.exceptions };
+            match tables.move_container(record.cgroup_id, to) {
                 Ok(Move::Moved) => Placed::Moved,
                 Ok(Move::InPlace) => Placed::Stayed,
                 // It is being released, or guarded by the programs of another version, which this agent leaves alone.

@@ -206,18 +206,18 @@ impl EventLoop {
         Ok(false)
     }
 
-    /// Whether the policy excepts an event from what is reported. What was stopped is always told.
-    fn is_excepted(&mut self, event: &Event) -> bool {
+    /// Whether the policy omits an event from what is reported. What was stopped is always told.
+    fn is_omitted(&mut self, event: &Event) -> bool {
         if !matches!(event.verdict, Verdict::Detected | Verdict::WouldBlock) {
             return false;
         }
-        let Some(exceptions) = self.tools.exceptions(event) else { return false };
-        if exceptions.exclude(event.argv.iter().skip(1).map(Vec::as_slice)) {
+        let Some(omissions) = self.tools.omissions(event) else { return false };
+        if omissions.exclude(event.argv.iter().skip(1).map(Vec::as_slice)) {
             self.counters.excepted_arguments.increment();
             return true;
         }
-        let Some(window) = exceptions.repeats else { return false };
-        let answer = self.repeats.judge(event, &exceptions, window);
+        let Some(window) = omissions.repeats else { return false };
+        let answer = self.repeats.judge(event, &omissions, window);
         self.counters.repeats_forgotten.add(answer.forgotten);
         if answer.repeat {
             self.counters.excepted_repeats.increment();
@@ -226,7 +226,7 @@ impl EventLoop {
     }
 
     fn handle(&mut self, event: &Event, offset: BootOffset) -> Result<(), EventsError> {
-        if self.is_excepted(event) {
+        if self.is_omitted(event) {
             return Ok(());
         }
         let name = RecordName::Cgroup(event.cgroup_id);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use portcullis_bpf::abi::{Event, flags};
-use portcullis_policy::exceptions::Exceptions;
+use portcullis_policy::omissions::Omissions;
 
 /// Arguments and parents of all containers together: some megabytes.
 const CAPACITY: usize = 65_536;
@@ -51,13 +51,13 @@ pub struct Answer {
 impl Repeats {
     /// Whether an execution is a repeat; if it is not, it is what later ones repeat. The event's own time is what counts:
     /// it may have waited for the agent.
-    pub fn judge(&mut self, event: &Event, exceptions: &Exceptions, window: Duration) -> Answer {
+    pub fn judge(&mut self, event: &Event, omissions: &Omissions, window: Duration) -> Answer {
         let now = event.time_ns;
         while let Some(&(until, key)) = self.order.first().filter(|(until, _)| *until <= now) {
             self.order.remove(&(until, key));
             self.until.remove(&key);
         }
-        let key = |set: Set, what: &[u8]| self.hasher.hash_one((exceptions.rule, event.cgroup_id, set, what));
+        let key = |set: Set, what: &[u8]| self.hasher.hash_one((omissions.rule, event.cgroup_id, set, what));
         let keys = [
             arguments(event).map(|line| key(Set::Arguments, &line)),
             parent(event).map(|path| key(Set::Parents, path)),
@@ -114,8 +114,8 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const SECOND: u64 = 1_000_000_000;
 
-    fn exceptions(rule: u32) -> Exceptions {
-        Exceptions { rule, arguments: Vec::new(), repeats: Some(HOUR) }
+    fn omissions(rule: u32) -> Omissions {
+        Omissions { rule, arguments: Vec::new(), repeats: Some(HOUR) }
     }
 
     /// `nc ARGUMENTS`, executed by a parent.
@@ -137,7 +137,7 @@ mod tests {
 
     impl Bed {
         fn repeats(&mut self, event: &Event) -> bool {
-            self.0.judge(event, &exceptions(1), HOUR).repeat
+            self.0.judge(event, &omissions(1), HOUR).repeat
         }
 
         fn says(&mut self, seconds: u64, arguments: &str, parent: &str) -> bool {
@@ -158,7 +158,7 @@ mod tests {
         other_tool.tool = 2;
         assert!(bed.repeats(&other_tool), "neither the program nor argv[0] counts");
         assert!(!bed.repeats(&event(43, 6, "-z a", "/bin/sh")), "another container");
-        assert!(!bed.0.judge(&event(42, 7, "-z a", "/bin/sh"), &exceptions(2), HOUR).repeat, "another rule");
+        assert!(!bed.0.judge(&event(42, 7, "-z a", "/bin/sh"), &omissions(2), HOUR).repeat, "another rule");
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
         let many = u64::try_from(CAPACITY).unwrap() + 100;
         for number in 0..many {
             let event = Event { time_ns: number, ..event(42, 0, &number.to_string(), "/bin/sh") };
-            let answer = bed.0.judge(&event, &exceptions(1), HOUR);
+            let answer = bed.0.judge(&event, &omissions(1), HOUR);
             assert!(!answer.repeat);
             forgotten += answer.forgotten;
         }

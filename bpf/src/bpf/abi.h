@@ -8,7 +8,7 @@
 #ifndef PORTCULLIS_ABI_H
 #define PORTCULLIS_ABI_H
 
-#define PORTCULLIS_ABI_VERSION 3
+#define PORTCULLIS_ABI_VERSION 4
 
 /* Enums are members and values here: 32 bits each, on both sides. */
 #define ASSERT_ENUM_IS_U32(name) _Static_assert(sizeof(enum name) == sizeof(__u32), #name)
@@ -27,6 +27,17 @@
 #define CGROUP_DEPTH_MAX 32
 /* Elements of `multicall_prefixes`. */
 #define PREFIXES_MAX 4
+/* What a policy may say of one tool, by place and user. */
+#define DECISIONS_MAX 8
+/* Of a policy: there is a bit for each in struct ruling. */
+#define EXCEPTIONS_MAX 32
+#define ARGUMENT_PATTERNS_MAX 16
+#define EXE_PATTERNS_MAX 4
+#define UID_RANGES_MAX 4
+/* Of a text that is compared, as of ANCESTOR_EXE_LEN; a pattern is at least two bytes shorter. */
+#define PATTERN_LEN 128
+/* Tools of one execution that exceptions are looked for. */
+#define EXCEPTED_MAX 2
 
 enum mode {
 	MODE_DETECT = 1,
@@ -176,7 +187,7 @@ enum behaviour {
 	RAW_SOCKET = 0x60c3cc13,
 };
 
-/* Key of `rules`; the value is an enum action. */
+/* Key of `rules`. */
 struct rule_key {
 	__u32 policy;
 	union {
@@ -185,8 +196,83 @@ struct rule_key {
 	};
 };
 
+/* Both belong to it. Every user: 0 and the largest number. */
+struct uid_range {
+	__u32 first;
+	__u32 last;
+};
+
+/* What one of a policy's rules says of a tool, and of whom. */
+struct decision {
+	enum action action;
+	/* The rule's number in its policy, from 0. */
+	__u32 rule;
+	/* One of these must hold; 0 when the place does not matter. */
+	enum place places;
+	struct uid_range uids;
+};
+
+/* Value of `rules`: the first decision that applies holds. */
+struct ruling {
+	__u32 count;
+	/* Which of the policy's exceptions are for this tool: a bit each. */
+	__u32 exceptions;
+	struct decision decisions[DECISIONS_MAX];
+};
+
+/* Key of `exceptions`. */
+struct exception_key {
+	__u32 policy;
+	__u32 number;
+};
+
+/* Bits of exception.flags. */
+enum exception_flags {
+	/* It is for certain arguments only, of which there may be none. */
+	EXCEPTION_ARGUMENTS = 1 << 0,
+	/* There may be more arguments than patterns. */
+	EXCEPTION_MORE_ARGUMENTS = 1 << 1,
+};
+
+/* Value of `exceptions`: it holds if all of this does. */
+struct exception {
+	enum exception_flags flags;
+	/* Patterns of each list in `patterns`. Without any, parents and ancestors do not matter. */
+	__u32 arguments;
+	__u32 parents;
+	__u32 ancestors;
+	/* Elements of uids; with none, the user does not matter. */
+	__u32 users;
+	struct uid_range uids[UID_RANGES_MAX];
+};
+
+enum pattern_list {
+	PATTERNS_ARGUMENTS = 1,
+	/* One of them must be that of the nearest image before this one. */
+	PATTERNS_PARENTS = 2,
+	/* One of them must be that of any image before this one, in the container. */
+	PATTERNS_ANCESTORS = 3,
+};
+
+/* Key of `patterns`. */
+struct pattern_key {
+	__u32 policy;
+	/* Of the exception. */
+	__u32 number;
+	enum pattern_list list;
+	__u32 index;
+};
+
+/* Value of `patterns`: a text fits if those of its bits that are in the mask are these. */
+struct pattern {
+	__u64 bytes[PATTERN_LEN / 8];
+	__u64 mask[PATTERN_LEN / 8];
+};
+
 /* Value of `containers`; the key is the container's cgroup id as u64. */
 struct container {
+	/* The key once more, and first: what a program reads while the entry is replaced may become another container's. */
+	__u64 cgroup_id;
 	__u32 policy;
 	enum mode mode;
 	/* The container's first process, as the node sees it. */
@@ -196,7 +282,8 @@ struct container {
 	__u64 scope;
 	/* The node's own mount namespace (its inode number): what runs there is the container runtime. */
 	__u32 node_mount_ns;
-	__u32 reserved;
+	/* Which of its policy's exceptions are for its image: a bit each. */
+	__u32 exceptions;
 };
 
 /* Value of `container_stats`; the key is the container's cgroup id as u64. */
@@ -205,6 +292,8 @@ struct container_stats {
 	__u64 blocked;
 	__u64 killed;
 	__u64 lost;
+	/* Executions that an exception let pass without an event. */
+	__u64 excepted;
 };
 
 /* The only value of `counters`: what went wrong inside the programs, node-wide. */
@@ -217,6 +306,8 @@ struct counters {
 	__u64 path_read_failed;
 	__u64 signal_failed;
 	__u64 content_read_failed;
+	__u64 scratch_failed;
+	__u64 container_read_failed;
 };
 
 /* The other end of a socket. */
@@ -273,7 +364,8 @@ struct event {
 	__u32 ancestors;
 	enum place place;
 	struct endpoint remote;
-	__u32 reserved;
+	/* Number of the policy's rule that decided, from 0. */
+	__u32 rule;
 	char invoked[NAME_LEN];
 	char tty[TTY_LEN];
 	char filename[PATH_LEN];
@@ -290,6 +382,8 @@ ASSERT_ENUM_IS_U32(kind);
 ASSERT_ENUM_IS_U32(loader_option);
 ASSERT_ENUM_IS_U32(behaviour);
 ASSERT_ENUM_IS_U32(place);
+ASSERT_ENUM_IS_U32(exception_flags);
+ASSERT_ENUM_IS_U32(pattern_list);
 ASSERT_ENUM_IS_U32(hook);
 ASSERT_ENUM_IS_U32(event_flags);
 

@@ -128,6 +128,8 @@ struct command_cursor {
 	struct identity argv0;
 	/* What is run; no kind when it is nothing that we know. */
 	struct identity found;
+	/* Which of argv said so. */
+	u32 at;
 };
 
 static __always_inline bool is_multicall(const u64 *name)
@@ -186,6 +188,7 @@ static long command_step(u32 index, struct command_cursor *c)
 		if (identity && identity->kind == KIND_LOADER)
 			return 0;
 	}
+	c->at = index;
 	if (is_multicall(name)) {
 		if (c->reader == KIND_MULTICALL || !c->renamed) {
 			c->reader = KIND_MULTICALL;

@@ -76,7 +76,7 @@ static __always_inline void fill_facts(struct event *event, const struct executi
 	event->verdict = exec->verdict;
 	event->time_ns = bpf_ktime_get_boot_ns();
 	event->start_time_ns = leader->start_boottime;
-	event->cgroup_id = exec->in.cgroup_id;
+	event->cgroup_id = exec->in.container.cgroup_id;
 	event->leaf_cgroup_id = bpf_get_current_cgroup_id();
 	event->inode = BPF_CORE_READ(file, f_inode, i_ino);
 	event->file_size = BPF_CORE_READ(file, f_inode, i_size);
@@ -95,7 +95,7 @@ static __always_inline void fill_facts(struct event *event, const struct executi
 	event->ancestors = 0;
 	event->place = exec->match.place;
 	event->remote = exec->match.remote;
-	event->reserved = 0;
+	event->rule = exec->match.rule;
 	__builtin_memset(event->tty, 0, TTY_LEN);
 	if (tty)
 		bpf_probe_read_kernel_str(event->tty, TTY_LEN, tty->name);
@@ -233,7 +233,7 @@ __attribute__((noinline)) int emit(const struct execution *exec)
 
 	if (!exec)
 		return 0;
-	cgroup_id = exec->in.cgroup_id;
+	cgroup_id = exec->in.container.cgroup_id;
 	stats = bpf_map_lookup_elem(&container_stats, &cgroup_id);
 	if (stats) {
 		__sync_fetch_and_add(&stats->matched, 1);

@@ -63,13 +63,31 @@ struct {
 	__type(value, u32);
 } comm_patterns SEC(".maps");
 
-/* Policy and tool to action. Written by the agent. */
+/* Policy and tool to what is done. Written by the agent. Not allocated in advance: it is for hundreds of policies. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, struct rule_key);
-	__type(value, enum action);
+	__type(value, struct ruling);
 } rules SEC(".maps");
+
+/* What policies except, and the texts that they look for. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct exception_key);
+	__type(value, struct exception);
+} exceptions SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct pattern_key);
+	__type(value, struct pattern);
+} patterns SEC(".maps");
 
 /* Events to the agent. It is pinned, and so is the reader's position: what happens without an agent waits here. */
 struct {

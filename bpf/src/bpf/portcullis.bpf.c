@@ -21,7 +21,7 @@
  *
  * Parts: maps.bpf.h, task.bpf.h (whose is it), identify.bpf.h (what is it) with fingerprint.bpf.h (by its content),
  * command.bpf.h (by what it was told to run), comm.bpf.h (by a pattern of its comm) and place.bpf.h (where it is),
- * socket.bpf.h (what does it do), path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling). Each helper's
+ * except.bpf.h (may it all the same), socket.bpf.h (what does it do), path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling). Each helper's
  * failure is counted.
  */
 #include "vmlinux_min.h"
@@ -43,6 +43,7 @@
 #include "socket.bpf.h"
 #include "comm.bpf.h"
 #include "identify.bpf.h"
+#include "except.bpf.h"
 #include "event.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -116,7 +117,9 @@ static __always_inline int report_or_deny(struct execution *exec)
 /* The exec is final: report it, kill it if the policy says so, remember it. */
 static __always_inline void executed(struct execution *exec)
 {
-	identify(exec);
+	judge(exec);
+	if (exec->excepted[0])
+		count_excepted(exec);
 	if (exec->match.action != ACTION_IGNORE)
 		report_or_kill(exec);
 	record_process(exec);
@@ -131,7 +134,7 @@ int BPF_PROG(pc_bprm_check, struct linux_binprm *bprm)
 	if (!is_ours(&exec, BACKEND_LSM))
 		return ALLOW;
 	fill_execution(&exec, argument(ctx, 0));
-	identify(&exec);
+	judge(&exec);
 	if (exec.match.action == ACTION_IGNORE || !must_stop(&exec))
 		return ALLOW;
 	exec.verdict = VERDICT_BLOCKED;
@@ -162,24 +165,27 @@ int BPF_PROG(pc_mmap_file, struct file *file, unsigned long reqprot, unsigned lo
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct execution exec = { .hook = HOOK_MMAP };
-	struct identity *identity;
 	struct process *process;
+	u32 tool;
 
 	if (!file || !(prot & PROT_EXEC))
 		return ALLOW;
 	exec.file = argument(ctx, 0);
-	identity = identity_by_resolved_name(exec.file);
-	if (!identity || identity->kind != KIND_TOOL)
+	tool = tool_by_resolved_name(exec.file);
+	if (!tool)
 		return ALLOW;
 	/* The kernel itself maps what is executed, after it was let through. */
 	if (BPF_CORE_READ(task, mm, exe_file, f_inode) == BPF_CORE_READ(file, f_inode))
 		return ALLOW;
 	if (!is_ours(&exec, BACKEND_LSM))
 		return ALLOW;
-	consider_identity(&exec.match, exec.in.container.policy, identity, BY_MAPPING);
-	if (exec.match.action == ACTION_IGNORE)
-		return ALLOW;
 	process = bpf_task_storage_get(&processes, task->group_leader, NULL, 0);
+	/* What the loader's own argv told, and was excepted. */
+	if (process)
+		__builtin_memcpy(exec.excepted, process->excepted, sizeof(exec.excepted));
+	consider(&exec, tool, BY_MAPPING);
+	if (may_pass(&exec))
+		return ALLOW;
 	/* The loader's own argv told it already. */
 	if (process && process->tool == exec.match.tool && exec.in.container.mode != MODE_ENFORCE)
 		return ALLOW;
@@ -198,11 +204,9 @@ int BPF_PROG(pc_socket_connect, struct socket *sock, struct sockaddr *address, i
 
 	if (!behaviour || !read_address(&exec.match.remote, argument(ctx, 1)) || !is_ours(&exec, BACKEND_LSM))
 		return ALLOW;
-	consider(&exec.match, exec.in.container.policy, behaviour, BY_SOCKET);
-	if (exec.match.action == ACTION_IGNORE)
-		return ALLOW;
 	fill_running(&exec);
-	return report_or_deny(&exec);
+	consider(&exec, behaviour, BY_SOCKET);
+	return may_pass(&exec) ? ALLOW : report_or_deny(&exec);
 }
 
 SEC("lsm_cgroup/socket_create")
@@ -214,14 +218,14 @@ int BPF_PROG(pc_socket_create, int family, int type, int protocol, int kern)
 
 	if (kern || !is_raw(family, type) || !is_ours(&exec, BACKEND_LSM) || is_runtime(&exec.in.container))
 		return ALLOW;
-	consider(&exec.match, exec.in.container.policy, RAW_SOCKET, BY_SOCKET);
-	if (exec.match.action == ACTION_IGNORE)
+	fill_running(&exec);
+	consider(&exec, RAW_SOCKET, BY_SOCKET);
+	if (may_pass(&exec))
 		return ALLOW;
 	process = bpf_task_storage_get(&processes, leader, NULL, 0);
 	/* A tool was reported, and this is what such tools do. */
 	if (process && process->tool && exec.match.action != ACTION_BLOCK)
 		return ALLOW;
-	fill_running(&exec);
 	return report_or_deny(&exec);
 }
 
@@ -250,10 +254,10 @@ int BPF_PROG(pc_tcp_connect, const struct sock *sock, int old_state, int new_sta
 	behaviour = connecting_behaviour();
 	if (!behaviour || !read_remote(&exec.match.remote, argument(ctx, 0)) || !is_ours(&exec, BACKEND_TRACEPOINT))
 		return 0;
-	consider(&exec.match, exec.in.container.policy, behaviour, BY_SOCKET);
-	if (exec.match.action == ACTION_IGNORE)
-		return 0;
 	fill_running(&exec);
+	consider(&exec, behaviour, BY_SOCKET);
+	if (may_pass(&exec))
+		return 0;
 	report_or_kill(&exec);
 	return 0;
 }

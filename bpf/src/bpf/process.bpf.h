@@ -7,7 +7,6 @@
 #ifndef PORTCULLIS_PROCESS_H
 #define PORTCULLIS_PROCESS_H
 
-
 struct process {
 	struct ancestor image;
 	/* Twice the room, for the verifier's sake; see struct argv_cursor. */
@@ -16,6 +15,8 @@ struct process {
 	bool exec_session;
 	/* The tool that was reported when this image was executed; 0 if none was. */
 	u32 tool;
+	/* What was excepted then. */
+	u32 excepted[EXCEPTED_MAX];
 };
 
 struct {
@@ -76,6 +77,7 @@ __attribute__((noinline)) int record_process(const struct execution *exec)
 	process->image.uid = (u32)bpf_get_current_uid_gid();
 	process->image.flags = 0;
 	process->tool = exec->match.tool;
+	__builtin_memcpy(process->excepted, exec->excepted, sizeof(process->excepted));
 	if (read_path(process->image.exe, ANCESTOR_EXE_LEN, &process->path, BPF_CORE_READ(file, f_path.mnt),
 		      BPF_CORE_READ(file, f_path.dentry)))
 		process->image.flags |= EXE_TRUNCATED;

@@ -5,9 +5,8 @@
 
 /* The container that the current task is in. */
 struct membership {
-	u64 cgroup_id;
-	u32 level;
 	struct container container;
+	u32 level;
 };
 
 /* What was found out about an execution. */
@@ -16,6 +15,12 @@ struct match {
 	/* All the ways that led to `tool`. */
 	enum identified_by by;
 	enum action action;
+	/* The rule that says so. */
+	u32 rule;
+	/* Exceptions that may hold: bits. */
+	u32 exceptions;
+	/* Which of argv is the tool's first argument. */
+	u32 first_argument;
 	/* What else the file is known as: bits of enum kind. */
 	enum kind kinds;
 	enum place place;
@@ -43,7 +48,31 @@ struct execution {
 	struct membership in;
 	struct match match;
 	enum verdict verdict;
+	/* Tools that were found, but are excepted. */
+	u32 excepted[EXCEPTED_MAX];
 };
+
+/*
+ * An entry that is replaced makes room at once for another container's, and whoever reads it meanwhile reads that, or half of
+ * each. The id is written first, so what was read before it changed is whole. Once more is enough: by then the entry's successor
+ * is found, and its turn does not come within some instructions.
+ */
+static __always_inline bool read_container(struct container *to, u64 id)
+{
+#pragma clang loop unroll(full)
+	for (int i = 0; i < 2; i++) {
+		struct container *container = bpf_map_lookup_elem(&containers, &id);
+
+		if (!container)
+			return false;
+		*to = *container;
+		barrier();
+		if (*(volatile u64 *)&container->cgroup_id == id)
+			return true;
+	}
+	COUNT(container_read_failed);
+	return false;
+}
 
 /*
  * Looks the current cgroup's ancestors up, from the root down: whatever depth of child cgroups a container makes for
@@ -59,12 +88,9 @@ static __always_inline bool find_container(struct membership *found)
 		if (level > depth)
 			break;
 		u64 id = bpf_get_current_ancestor_cgroup_id(level);
-		struct container *container = bpf_map_lookup_elem(&containers, &id);
 
-		if (container) {
-			found->cgroup_id = id;
+		if (read_container(&found->container, id)) {
 			found->level = level;
-			found->container = *container;
 			return true;
 		}
 	}
@@ -101,7 +127,7 @@ __attribute__((noinline)) int is_below(u64 address, u64 cgroup_id, u32 level)
 /* Whether another task is in this container. */
 static __always_inline bool is_member(struct task_struct *task, const struct membership *m)
 {
-	return is_below((u64)BPF_CORE_READ(task, cgroups, dfl_cgrp), m->cgroup_id, m->level);
+	return is_below((u64)BPF_CORE_READ(task, cgroups, dfl_cgrp), m->container.cgroup_id, m->level);
 }
 
 /* A process's id in its own pid namespace, which is the deepest of those that it has ids in. */

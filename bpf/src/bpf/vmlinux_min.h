@@ -166,6 +166,7 @@ struct task_struct {
 	int pid;
 	int tgid;
 	u64 start_boottime;
+	unsigned int ptrace;
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;

@@ -196,7 +196,10 @@ impl<W: Write> Report<'_, W> {
         let word = self.screen.paint(verdict_tone(signal.verdict), signal.verdict.word());
         let separator = if meaning.is_empty() { "" } else { ": " };
         writeln!(self.out, "  {word}{separator}{meaning}")?;
-        self.field("policy", &signal.policy)?;
+        match signal.policy_rule {
+            0 => self.field("policy", &signal.policy)?,
+            rule => self.field("policy", &format!("{} (rule {rule})", signal.policy))?,
+        }
         if let Some(container) = &signal.container {
             if container.mode != Mode::Unknown {
                 let reason = if container.mode_reason.is_empty() { "unknown" } else { &container.mode_reason };

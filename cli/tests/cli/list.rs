@@ -73,6 +73,7 @@ fn json_has_every_field() {
         "message",
         "origin",
         "policy",
+        "policyRule",
         "process",
         "related",
         "remote",

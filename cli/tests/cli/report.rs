@@ -62,7 +62,7 @@ Recognised by
 
 Verdict
   blocked: the exec failed with EPERM; the program never ran
-  policy        default
+  policy        default (rule 2)
   mode          enforce (by annotation)
   backend       lsm
 

@@ -201,7 +201,7 @@ pub fn container() -> Container {
         policy: "default".into(),
         guarded: true,
         created: Some(time(-60)),
-        counters: Some(Counters { matched: 3, blocked: 1, killed: 1, lost: 0 }),
+        counters: Some(Counters { matched: 3, blocked: 1, killed: 1, lost: 0, excepted: 0 }),
         mode_reason: "annotation".into(),
         backend: Backend::Lsm.into(),
         ..Container::default()
@@ -256,6 +256,7 @@ pub fn signal(id: u64) -> Signal {
         message: "nc was executed and blocked".into(),
         remote: Some(Endpoint { address: "203.0.113.7".into(), port: 4444 }),
         related: vec![3, 5],
+        policy_rule: 2,
         ..Signal::default()
     }
 }

@@ -52,6 +52,10 @@ pub struct Signal {
     /// Ids of earlier signals about the same process or an ancestor of it, the newest 16, oldest first.
     #[prost(uint64, repeated, tag = "17")]
     pub related: ::prost::alloc::vec::Vec<u64>,
+    /// Which of the policy's rules decided, counted from 1. 0 for what no rule is about, and in signals from before
+    /// rules were told.
+    #[prost(uint32, tag = "18")]
+    pub policy_rule: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Endpoint {
@@ -218,6 +222,9 @@ pub struct Counters {
     /// Events that did not fit into the ring buffer. The verdict held all the same.
     #[prost(uint64, tag = "4")]
     pub lost: u64,
+    /// Executions that a rule names but an exception let pass, without a signal.
+    #[prost(uint64, tag = "5")]
+    pub excepted: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalFilter {

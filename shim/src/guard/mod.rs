@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use portcullis_bpf::{
     Backend, abi,
     cgroup::Cgroup,
-    guard::{Guard, GuardError},
+    guard::{Guard, GuardError, Placement},
     pins::Pins,
 };
 use portcullis_policy::{
@@ -132,7 +132,7 @@ impl Warden {
         terms.check()?;
         record.backend = Some(published.set.backend);
         let scope = subject.shared_scope.unwrap_or_else(|| contents::private_scope(cgroup.id));
-        let attached = attach(subject, cgroup, &published.set, record, scope)?;
+        let attached = attach(subject, cgroup, &published.set, placement(record, terms), scope)?;
         // After attaching, so that the agent sees that the scope is in use before it is looked up.
         let (catalog, pins) = (published.set.catalog, published.set.pins.clone());
         let lesson = Lesson { pid: subject.pid, scope, catalog, pins };
@@ -171,7 +171,7 @@ impl Warden {
             *terms = choose(&published.set, record)?;
             terms.check()?;
             Guard::open(Pins::at(&attached.pins))?
-                .move_container(attached.cgroup_id, record.policy_id, kernel_mode(record.mode))
+                .move_container(attached.cgroup_id, placement(record, terms))
                 .context("putting the container under the policy that is in force by now")?;
         }
         Ok(())
@@ -243,6 +243,8 @@ struct Terms {
     on_attach_failure: OnAttachFailure,
     /// See [`policyset::PolicyEntry::obstacle`].
     obstacle: Option<String>,
+    /// See [`Placement::exceptions`].
+    exceptions: u32,
 }
 
 impl Terms {
@@ -255,25 +257,27 @@ impl Terms {
 fn choose(set: &PolicySet, record: &mut ContainerRecord) -> Result<Terms> {
     // What its image is, only the agent finds out, unless CRI has said so.
     let choice = set.choose(&Facts::of(record, None))?;
-    let Choice { policy, policy_reason, mode, mode_reason, .. } = choice;
-    let terms = Terms { on_attach_failure: policy.on_attach_failure, obstacle: policy.obstacle(set.backend) };
+    let Choice { policy, policy_reason, mode, mode_reason, exceptions, .. } = choice;
+    let terms =
+        Terms { on_attach_failure: policy.on_attach_failure, obstacle: policy.obstacle(set.backend), exceptions };
     (record.policy_id, record.policy, record.policy_reason) = (policy.id, policy.name.clone(), policy_reason);
     (record.mode, record.mode_reason) = (mode, mode_reason);
     Ok(terms)
 }
 
-fn kernel_mode(mode: policyset::Mode) -> abi::Mode {
-    match mode {
+fn placement(record: &ContainerRecord, terms: &Terms) -> Placement {
+    let mode = match record.mode {
         policyset::Mode::Detect => abi::Mode::Detect,
         policyset::Mode::Enforce => abi::Mode::Enforce,
-    }
+    };
+    Placement { policy: record.policy_id, mode, exceptions: terms.exceptions }
 }
 
 fn attach(
     subject: &Subject<'_>,
     cgroup: &Cgroup,
     set: &PolicySet,
-    record: &ContainerRecord,
+    placement: Placement,
     scope: u64,
 ) -> Result<Attached> {
     let backend = match set.backend {
@@ -284,13 +288,14 @@ fn attach(
     let attached = Attached { cgroup_id: cgroup.id, pins: set.pins.clone() };
     attached.save(subject.bundle)?;
     let container = abi::Container {
-        policy: record.policy_id,
-        mode: kernel_mode(record.mode) as u32,
+        cgroup_id: cgroup.id,
+        policy: placement.policy,
+        mode: placement.mode as u32,
         init_pid: subject.pid,
         backend: backend as u32,
         scope,
         node_mount_ns: own_mount_namespace()?,
-        reserved: 0,
+        exceptions: placement.exceptions,
     };
     guard.attach(cgroup, backend, container).inspect_err(|_| {
         // It may be another container's cgroup, whose guard must not be taken away when this one is cleaned up.
