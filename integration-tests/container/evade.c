@@ -9,8 +9,10 @@
  *   evade socket FILE ARGUMENT…    with a TCP socket as standard input
  *   evade connected FILE ARG…      the same, connected to a listener on loopback
  *   evade open raw|packet          opens such a socket and says so
- *   evade race TRIES FILE GOOD BAD executes `busybox GOOD` while another process turns GOOD into BAD and back; prints how
- *                                  often each of them ran (BAD must end with status 1), was refused, was killed
+ *   evade traced FILE ARGUMENT…    by a process that another one traces
+ *   evade race TRIES FILE GOOD BAD [ARGUMENT…]
+ *                                  executes FILE as `busybox ARGUMENT… GOOD` while another process turns GOOD into BAD and
+ *                                  back; prints how often each ran (BAD must end with status 1), was refused, was killed
  *   evade spawn TIMES              executes itself so often and waits for each; prints the microseconds of all
  */
 #define _GNU_SOURCE
@@ -23,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -76,13 +79,36 @@ static void connect_to_itself(int sock)
 		err(2, "loopback");
 }
 
-static void race(int tries, const char *file, const char *good, const char *bad)
+/* Ends like the traced process. */
+static void trace(const char *file, char **argv)
+{
+	int status = 0;
+	pid_t pid = fork();
+
+	if (!pid) {
+		if (ptrace(PTRACE_TRACEME, 0, NULL, NULL))
+			err(2, "ptrace");
+		execve(file, argv, environ);
+		err(126, "%s", file);
+	}
+	while (waitpid(pid, &status, 0) == pid && WIFSTOPPED(status))
+		ptrace(PTRACE_CONT, pid, NULL, NULL);
+	if (WIFSIGNALED(status))
+		exit(128 + WTERMSIG(status));
+	exit(WEXITSTATUS(status));
+}
+
+static void race(int tries, const char *file, const char *good, const char *bad, char **before)
 {
 	char *name = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	char *argv[] = { "busybox", name, NULL };
+	char *argv[16] = { "busybox" };
+	int argc = 1;
 	int ran_good = 0, ran_bad = 0, refused = 0, killed = 0, other = 0;
 	pid_t flipper;
 
+	while (*before && argc < 14)
+		argv[argc++] = *before++;
+	argv[argc] = name;
 	strcpy(name, good);
 	flipper = fork();
 	if (!flipper)
@@ -180,8 +206,10 @@ int main(int argc, char **argv)
 			connect_to_itself(sock);
 		dup2(sock, 0);
 		execve(file, rest, environ);
-	} else if (!strcmp(way, "race") && argc == 6) {
-		race(atoi(argv[2]), argv[3], argv[4], argv[5]);
+	} else if (!strcmp(way, "race") && argc >= 6) {
+		race(atoi(argv[2]), argv[3], argv[4], argv[5], argv + 6);
+	} else if (!strcmp(way, "traced")) {
+		trace(file, rest);
 	} else {
 		errx(2, "see its source");
 	}

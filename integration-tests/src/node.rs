@@ -25,7 +25,7 @@ use crate::{
     containerd::{Builder, Containerd},
     cri::Cri,
     eventually::eventually,
-    signals::{Container, Signal},
+    signals::{Container, Counters, Signal},
 };
 
 /// What the environment says about this run.
@@ -251,6 +251,13 @@ impl Node {
             ensure!(found.last() == Some(&last), "signals of {container} are about {found:?}, awaited is {last}");
             Ok(signals)
         })
+    }
+
+    /// What the kernel counted for a container.
+    pub fn counters(&self, container: &str) -> Result<Counters> {
+        let containers = self.containers()?;
+        let found = containers.iter().find(|known| known.id == container).context("the container is not known")?;
+        found.counters.context("the kernel counts nothing for it")
     }
 
     /// The containers that the agent knows.

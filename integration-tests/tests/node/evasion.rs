@@ -413,21 +413,24 @@ pub fn a_hostile_image_harms_only_itself(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// A number of those that a race prints.
+pub fn count(output: &str, word: &str) -> Result<u32> {
+    let mut words = output.split_whitespace();
+    words
+        .find(|found| *found == word)
+        .and_then(|_| words.next())
+        .context("a count is missing")?
+        .parse()
+        .context("a count")
+}
+
 /// Another process rewrites the argument while the kernel reads it: the forbidden applet must never run.
 pub fn an_argument_that_changes_deceives_nobody(node: &Node) -> Result<()> {
     const TRIES: u32 = 2000;
     let container = node.container().mode("enforce").start()?;
     let output =
         container.exec(&["/opt/evade", "race", &TRIES.to_string(), "/usr/bin/busybox", "true", "nc"])?.success()?;
-    let count = |word: &str| -> Result<u32> {
-        let mut words = output.stdout.split_whitespace();
-        words
-            .find(|found| *found == word)
-            .and_then(|_| words.next())
-            .context("a count is missing")?
-            .parse()
-            .context("a count")
-    };
+    let count = |word| count(&output.stdout, word);
     println!("race: {}", output.stdout.trim());
     ensure!(count("bad")? == 0, "{output}");
     // The others are those for which it had written half a name.

@@ -5,8 +5,10 @@ mod catalog;
 mod cgroup_v1;
 mod cri;
 mod evasion;
+mod exceptions;
 mod independent_client;
 mod learning;
+mod model;
 mod selection;
 mod upstream;
 
@@ -323,7 +325,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 34] = [
+const TESTS: [Test; 37] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -356,6 +358,12 @@ const TESTS: [Test; 34] = [
     ("an_argument_that_changes_deceives_nobody", evasion::an_argument_that_changes_deceives_nobody),
     ("a_reverse_shell_tells_its_other_end", evasion::a_reverse_shell_tells_its_other_end),
     ("a_signal_says_where_the_file_is", evasion::a_signal_says_where_the_file_is),
+    ("exceptions_hold_and_nothing_more", exceptions::exceptions_hold_and_nothing_more),
+    (
+        "an_excepted_argument_that_changes_deceives_nobody",
+        exceptions::an_excepted_argument_that_changes_deceives_nobody,
+    ),
+    ("the_kernel_decides_as_the_model_does", model::the_kernel_decides_as_the_model_does),
     ("the_published_rule_is_told_exactly", upstream::the_published_rule_is_told_exactly),
     ("patterns_block_and_repeats_end", upstream::patterns_block_and_repeats_end),
 ];
