@@ -1,8 +1,9 @@
 //! Filling the tables of names, contents and rules.
 
-use std::{collections::HashSet, hash::Hash};
+use std::{collections::HashSet, hash::Hash, thread, time::Duration};
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key};
+use rustix::thread::{MembarrierCommand, membarrier};
 
 use crate::{
     abi::{
@@ -106,7 +107,11 @@ impl Tables {
     /// Removes what is not in this, but for the rules of the policies that are `held` by containers, and for what shims have
     /// learnt of images. Of two contents, [`Self::add`] the new one before removing what only the old one had: a running
     /// container is at no moment without what is in both.
+    ///
+    /// Waits until every program has ended that began before, some milliseconds: it may have read a container's former entry,
+    /// and still want that policy's rules.
     pub fn retain(&mut self, content: &Content, held: &HashSet<u32>) -> Result<(), GuardError> {
+        await_programs();
         remove_others(&mut self.names, "names", &content.names, |_| true)?;
         remove_others(&mut self.fingerprints, "fingerprints", &fingerprints(content), |key| key.scope == 0)?;
         remove_others(&mut self.loader_options, "loader_options", &loader_options(content), |_| true)?;
@@ -138,6 +143,15 @@ impl Tables {
             }
         }
         Ok(totals)
+    }
+}
+
+/// Programs that do not sleep run in RCU read-side critical sections, and this command is a grace period of RCU
+/// (kernel/sched/membarrier.c, since Linux 4.3). The kernel refuses it on nodes with CPUs that tick no clock (nohz_full);
+/// there as long as a program ever takes must be enough.
+fn await_programs() {
+    if membarrier(MembarrierCommand::Global).is_err() {
+        thread::sleep(Duration::from_millis(100));
     }
 }
 
