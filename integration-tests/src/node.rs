@@ -142,8 +142,9 @@ impl Node {
     /// Puts another policy in force, until what is returned is dropped.
     pub fn policy(&self, text: &str) -> Result<OtherPolicy<'_>> {
         let other = OtherPolicy { node: self, file: self.paths.policy_dir().join("other.yaml") };
-        fs::write(&other.file, text)?;
+        // First: the agent watches the directory.
         let before = self.policy_set()?.default_policy.name;
+        fs::write(&other.file, text)?;
         self.reload()?;
         eventually(|| {
             ensure!(self.policy_set()?.default_policy.name != before, "the policy is not in force");
