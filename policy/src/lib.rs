@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`catalog`] | the tools: names, category, ATT&CK techniques, severity (`catalog.toml`) |
 //! | [`source`] | the operator's policy files: YAML in, typed policy out, errors with line and column |
+//! | [`yaml`] | reading YAML within limits |
 //! | [`comm`] | executables named by a pattern of their comm |
 //! | [`users`] | users by their numbers |
 //! | [`text`] | texts that exceptions look for |
@@ -50,3 +51,5 @@ pub mod strictness;
 pub mod text;
 #[cfg(feature = "source")]
 pub mod users;
+#[cfg(feature = "source")]
+pub mod yaml;

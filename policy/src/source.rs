@@ -24,6 +24,7 @@ use crate::{
     catalog::Severity,
     policyset::{Backend, Mode, OnAttachFailure},
     select::Select,
+    yaml,
 };
 
 /// The published rule that Portcullis's own goes beyond, as a policy.
@@ -46,9 +47,21 @@ pub struct SourceError {
     pub reason: String,
 }
 
+/// How long the beginning and the end of a reason may be, in characters: it quotes what the file says.
+const REASON_PARTS_MAX: usize = 256;
+
 impl SourceError {
+    pub(crate) fn new(file: &str, line: u64, column: u64, reason: impl Into<String>) -> Self {
+        let mut reason: String = reason.into();
+        let mut places = reason.char_indices().map(|(place, _)| place);
+        if let (Some(begin), Some(end)) = (places.nth(REASON_PARTS_MAX), places.nth_back(REASON_PARTS_MAX)) {
+            reason.replace_range(begin..end, "…");
+        }
+        Self { file: file.to_owned(), line, column, reason }
+    }
+
     pub(crate) fn at(file: &str, location: Location, reason: impl Into<String>) -> Self {
-        Self { file: file.to_owned(), line: location.line(), column: location.column(), reason: reason.into() }
+        Self::new(file, location.line(), location.column(), reason)
     }
 }
 
@@ -88,7 +101,8 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
-    /// Its name in signals, lists and messages.
+    /// Its name in signals, lists and messages: 1 to 63 lowercase letters, digits, `-` and `.`, with a letter or a digit at
+    /// both ends.
     #[serde(deserialize_with = "name")]
     pub name: String,
 }
@@ -177,8 +191,8 @@ pub struct Exception {
     /// Tools of the catalogue, by id.
     #[serde(default)]
     pub tools: Vec<Spanned<String>>,
-    /// Arguments after argv[0], each a text or, with a `*` at the end, how one begins. A last `...` stands for any further
-    /// ones.
+    /// Arguments after the first, which is the name: each a text or, with a `*` at the end, how one begins. A last `...`
+    /// stands for any further ones.
     pub arguments: Option<Vec<Spanned<String>>>,
     /// Executables, one of which must be what the process itself ran before, or else its parent's: absolute paths as seen in
     /// the container, or, with a `*` at the end, how one begins.
@@ -207,7 +221,8 @@ pub struct Rule {
     /// Tools of the catalogue, by id.
     #[serde(default)]
     pub tools: Vec<Spanned<String>>,
-    /// Executables by their comm; see [`crate::comm`].
+    /// Executables by their comm: the last component of the path that was executed, cut to 15 bytes. A `*` at the end
+    /// stands for any rest.
     #[serde(default)]
     pub comm: Vec<Spanned<String>>,
     /// Only if the executed file is in one of these places.
@@ -219,7 +234,7 @@ pub struct Rule {
     /// Not those one of whose arguments, but the first, contains one of these.
     #[serde(default)]
     pub except_arguments: Vec<Spanned<String>>,
-    /// Not those whose arguments and parent were reported within this time.
+    /// Not those whose arguments and parent were reported within this time: `90s`, `15m`, `1h`, at most `7d`.
     pub except_repeats: Option<Spanned<String>>,
     /// What to do.
     pub action: Action,
@@ -229,14 +244,7 @@ pub struct Rule {
 
 /// Reads one policy file. `file` is its name in errors.
 pub fn parse(file: &str, text: &str) -> Result<Policy, SourceError> {
-    let mut policy: Policy = serde_saphyr::from_str(text).map_err(|error| {
-        let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-        let reason = error.without_snippet().to_string();
-        // It may say the place once more.
-        let place = format!(" at line {line}, column {column}");
-        let reason = reason.strip_suffix(&place).map(str::to_owned).unwrap_or(reason);
-        SourceError { file: file.to_owned(), line, column, reason }
-    })?;
+    let mut policy: Policy = yaml::read(file, text)?;
     file.clone_into(&mut policy.file);
     Ok(policy)
 }
@@ -257,7 +265,7 @@ mod tests {
             ("  select:\n    pods: []\n", "9:", "nothing is named here"),
             ("  select:\n    pods: [a, '']\n", "9:", "1 to 253 bytes"),
             ("  select:\n    annotations: {'': x}\n", "9:", "annotation's key"),
-            ("  select:\n    annotations: {a: x, a: y}\n", "9:", "duplicate"),
+            ("  select:\n    annotations: {a: x, a: y}\n", "9:", "is there already"),
             ("  priority: high\n", "8:", "i32"),
             ("  requireBackend: ebpf\n", "8:", "lsm"),
         ] {
