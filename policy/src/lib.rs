@@ -5,6 +5,7 @@
 //! | [`catalog`] | the tools: names, category, ATT&CK techniques, severity (`catalog.toml`) |
 //! | [`source`] | the operator's policy files: YAML in, typed policy out, errors with line and column |
 //! | [`yaml`] | reading YAML within limits |
+//! | `schema` | the policy files' JSON Schema (feature `schema`) |
 //! | [`comm`] | executables named by a pattern of their comm |
 //! | [`users`] | users by their numbers |
 //! | [`text`] | texts that exceptions look for |
@@ -42,6 +43,8 @@ pub mod identity;
 pub mod omissions;
 pub mod policyset;
 pub mod record;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod select;
 #[cfg(feature = "source")]
 pub mod source;

@@ -21,6 +21,7 @@ pub const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 
 /// Which containers a policy selects: those for which all given fields hold; without any, every container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Select {
     /// The pod's namespace; where there is no CRI, containerd's.
@@ -42,11 +43,17 @@ pub struct Select {
 
 /// Globs of which one must match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("minItems" = 1, "maxItems" = GLOBS_MAX)))]
 #[serde(try_from = "Vec<Glob>")]
 pub struct Globs(Vec<Glob>);
 
 /// Annotations that must all be there and match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(extend("minProperties" = 1, "maxProperties" = GLOBS_MAX, "propertyNames" = {"minLength": 1, "maxLength": KEY_MAX}))
+)]
 #[serde(try_from = "BTreeMap<String, Glob>")]
 pub struct AnnotationGlobs(BTreeMap<String, Glob>);
 

@@ -67,6 +67,7 @@ impl SourceError {
 
 /// The only version there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum ApiVersion {
     /// Version 1.
     #[serde(rename = "portcullis.dev/v1")]
@@ -75,6 +76,7 @@ pub enum ApiVersion {
 
 /// The only kind there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Kind {
     /// What is done about network utilities in containers.
     NetworkUtilityPolicy,
@@ -82,6 +84,7 @@ pub enum Kind {
 
 /// One policy file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
     /// Format version.
@@ -99,11 +102,13 @@ pub struct Policy {
 
 /// Who a policy is.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
     /// Its name in signals, lists and messages: 1 to 63 lowercase letters, digits, `-` and `.`, with a letter or a digit at
     /// both ends.
     #[serde(deserialize_with = "name")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")))]
     pub name: String,
 }
 
@@ -129,6 +134,7 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
 
 /// What a policy says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
     /// Which containers it is for. Default: all.
@@ -136,6 +142,7 @@ pub struct Spec {
     pub select: Select,
     /// Of policies that are equally specific, the one with the higher number is taken. Default: 0.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(range(min = i32::MIN, max = i32::MAX)))]
     pub priority: i32,
     /// The mode without annotations.
     pub mode: Mode,
@@ -152,11 +159,13 @@ pub struct Spec {
     pub rules: Vec<Rule>,
     /// What passes although a rule names it.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<Exception>"))]
     pub exceptions: Vec<Spanned<Exception>>,
 }
 
 /// What to do about a match. The later is the stricter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Nothing.
@@ -169,6 +178,7 @@ pub enum Action {
 
 /// Where an executed file is; as signals have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
     /// In a directory that everybody may write to.
@@ -183,29 +193,37 @@ pub enum Place {
 
 /// What passes although a rule names it. It needs at least one condition; all that are given must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Exception {
     /// Categories of the catalogue. With neither categories nor tools it is for whatever the rules name.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub categories: Vec<Spanned<String>>,
     /// Tools of the catalogue, by id.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub tools: Vec<Spanned<String>>,
     /// Arguments after the first, which is the name: each a text or, with a `*` at the end, how one begins. A last `...`
     /// stands for any further ones.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
     pub arguments: Option<Vec<Spanned<String>>>,
     /// Executables, one of which must be what the process itself ran before, or else its parent's: absolute paths as seen in
     /// the container, or, with a `*` at the end, how one begins.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub parents: Vec<Spanned<String>>,
     /// The same for any ancestor in the container.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub ancestors: Vec<Spanned<String>>,
     /// Globs, one of which must match the container's image.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub images: Vec<Spanned<String>>,
     /// Users by their numbers as the node sees them, or ranges of them: `0`, `1000-1999`.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::schema::User>"))]
     pub users: Vec<Spanned<String>>,
     /// For people: why.
     pub reason: Option<String>,
@@ -213,28 +231,35 @@ pub struct Exception {
 
 /// One rule. It names tools of the catalogue or executables by their comm, not both.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
     /// Categories of the catalogue.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub categories: Vec<Spanned<String>>,
     /// Tools of the catalogue, by id.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub tools: Vec<Spanned<String>>,
     /// Executables by their comm: the last component of the path that was executed, cut to 15 bytes. A `*` at the end
     /// stands for any rest.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub comm: Vec<Spanned<String>>,
     /// Only if the executed file is in one of these places.
     #[serde(default)]
     pub places: Vec<Place>,
     /// Only of these users, by their numbers as the node sees them, or ranges of them: `0`, `1000-1999`.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::schema::User>"))]
     pub users: Vec<Spanned<String>>,
     /// Not those one of whose arguments, but the first, contains one of these.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub except_arguments: Vec<Spanned<String>>,
     /// Not those whose arguments and parent were reported within this time: `90s`, `15m`, `1h`, at most `7d`.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub except_repeats: Option<Spanned<String>>,
     /// What to do.
     pub action: Action,
