@@ -7,7 +7,7 @@ use clap::{ColorChoice, Parser, Subcommand};
 use crate::{
     check, completions, containers, exit, fingerprint, man,
     output::{Format, Screen},
-    signals,
+    policy, signals,
 };
 
 /// Network utilities in containers: what was found on this node, what is guarded, what the node can do.
@@ -49,6 +49,7 @@ pub enum Command {
     Check(check::Args),
     Signals(signals::Args),
     Containers(containers::Args),
+    Policy(policy::Args),
     Fingerprint(fingerprint::Args),
     Completions(completions::Args),
     Man(man::Args),

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use clap::{ValueEnum, builder::PossibleValue};
+use portcullis_policy::policyset;
 use portcullis_proto::v1;
 use serde::{Serialize, Serializer};
 
@@ -105,6 +106,15 @@ words! {
 words! {
     /// How a process came to be in its container.
     Origin { Container = "container", ExecSession = "exec_session" }
+}
+
+impl From<policyset::Mode> for Mode {
+    fn from(mode: policyset::Mode) -> Self {
+        match mode {
+            policyset::Mode::Detect => Self::Detect,
+            policyset::Mode::Enforce => Self::Enforce,
+        }
+    }
 }
 
 fn time(time: Option<prost_types::Timestamp>) -> Option<Time> {

@@ -11,6 +11,7 @@
 //! | [`text`] | texts that exceptions look for |
 //! | [`exceptions`] | what passes although a rule names it |
 //! | [`omissions`] | what a rule does not report although it matches |
+//! | [`validate`] | everything that is wrong with a policy file |
 //! | [`compile`] | catalogue and policy → kernel tables |
 //! | [`decide`] | what comes of one execution: as the kernel programs decide it |
 //! | [`identity`] | the id that a compiled policy has in the kernel's tables |
@@ -54,5 +55,7 @@ pub mod strictness;
 pub mod text;
 #[cfg(feature = "source")]
 pub mod users;
+#[cfg(feature = "source")]
+pub mod validate;
 #[cfg(feature = "source")]
 pub mod yaml;

@@ -7,6 +7,7 @@ mod containers;
 mod fingerprint;
 mod generated;
 mod list;
+mod policy;
 mod report;
 mod support;
 mod watch;
