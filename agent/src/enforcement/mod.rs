@@ -494,6 +494,7 @@ impl Enforcement {
             name: policy.name,
             mode: signal::mode(policy.mode).into(),
             source: policy.source,
+            ..v1::Policy::default()
         });
         (policies.collect(), self.state().error.clone())
     }
