@@ -17,6 +17,7 @@
 //! | [`identity`] | the id that a compiled policy has in the kernel's tables |
 //! | [`strictness`] | whether one policy may be taken in another's place without loosening anything |
 //! | [`arrange`] | several policies → the order in which they are tried, for the policy set |
+//! | [`explain`] | what would come of an execution, and why |
 //! | [`glob`] | `*` and `?` |
 //! | [`select`] | which containers a policy is for |
 //! | [`policyset`] | what the agent publishes and the shim reads: which container gets which policy |
@@ -37,6 +38,8 @@ pub mod compile;
 pub mod decide;
 #[cfg(feature = "source")]
 pub mod exceptions;
+#[cfg(feature = "source")]
+pub mod explain;
 pub mod glob;
 #[cfg(feature = "source")]
 pub mod identity;
