@@ -65,6 +65,11 @@ impl Tools {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The catalogue.
+    pub fn catalog(&self) -> Catalog {
+        self.read().catalog.clone()
+    }
+
     /// Catalogue and policies are others from now on. Returns what was known before.
     pub fn replace(&self, catalog: Catalog, policies: BTreeMap<u32, Arc<Meaning>>) -> Known {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
