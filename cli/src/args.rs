@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ColorChoice, Parser, Subcommand};
 
 use crate::{
-    check, completions, containers, exit, fingerprint, man,
+    check, completions, containers, exit, fingerprint, man, mode,
     output::{Format, Screen},
     policy, signals,
 };
@@ -50,6 +50,7 @@ pub enum Command {
     Signals(signals::Args),
     Containers(containers::Args),
     Policy(policy::Args),
+    Mode(mode::Args),
     Fingerprint(fingerprint::Args),
     Completions(completions::Args),
     Man(man::Args),

@@ -6,7 +6,8 @@
 //! | [`check`] | `check`: the node looked at from here, with or without the agent |
 //! | [`signals`] | `signals list`, `get`, `watch` |
 //! | [`containers`] | `containers list` |
-//! | [`policy`] | `policy validate`, `schema` |
+//! | [`policy`] | `policy list`, `get`, `apply`, `delete`, `validate`, `schema` |
+//! | [`mode`] | `mode`: detect or enforce, at run time |
 //! | [`fingerprint`] | `fingerprint`: programs' contents for a catalogue file |
 //! | [`completions`], [`man`] | what is generated from the command line's definition |
 //! | [`client`] | the connection to the agent, and its errors |
@@ -24,6 +25,7 @@ mod escape;
 mod exit;
 mod fingerprint;
 mod man;
+mod mode;
 mod output;
 mod policy;
 mod signals;
@@ -49,6 +51,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Man(verb) => verb.run()?,
         Command::Fingerprint(verb) => verb.run(&global)?,
         Command::Policy(verb) => return verb.run(&global),
+        Command::Mode(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Check(verb) => return runtime()?.block_on(verb.run(&global)),
         Command::Signals(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Containers(verb) => runtime()?.block_on(verb.run(&global))?,

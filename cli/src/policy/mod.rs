@@ -1,6 +1,10 @@
 //! `policy`: one file a verb, and what they share.
 
+mod apply;
+mod delete;
 mod files;
+mod get;
+mod list;
 mod schema;
 mod validate;
 
@@ -8,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::args::Global;
+use crate::{args::Global, runtime};
 
 /// What is done about network utilities, and where
 #[derive(Debug, clap::Args)]
@@ -19,6 +23,10 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    List(list::Args),
+    Get(get::Args),
+    Apply(apply::Args),
+    Delete(delete::Args),
     Validate(validate::Args),
     Schema(schema::Args),
 }
@@ -27,6 +35,10 @@ impl Args {
     /// Runs the verb.
     pub fn run(&self, global: &Global) -> anyhow::Result<ExitCode> {
         match &self.verb {
+            Verb::List(verb) => runtime()?.block_on(verb.run(global))?,
+            Verb::Get(verb) => runtime()?.block_on(verb.run(global))?,
+            Verb::Apply(verb) => return runtime()?.block_on(verb.run(global)),
+            Verb::Delete(verb) => return runtime()?.block_on(verb.run(global)),
             Verb::Validate(verb) => return verb.run(global),
             Verb::Schema(verb) => verb.run(global)?,
         }

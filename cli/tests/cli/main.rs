@@ -7,6 +7,8 @@ mod containers;
 mod fingerprint;
 mod generated;
 mod list;
+mod mode;
+mod policies;
 mod policy;
 mod report;
 mod support;
