@@ -109,6 +109,10 @@ words! {
 }
 
 words! {
+    /// What a rule says is done about a match.
+    Action { Ignore = "ignore", Alert = "alert", Block = "block" }
+}
+words! {
     /// Where a policy's mode comes from.
     ModeOrigin { File = "file", Operator = "operator" }
 }

@@ -2,6 +2,8 @@
 
 mod apply;
 mod delete;
+mod explain;
+mod explanation;
 mod files;
 mod get;
 mod list;
@@ -27,6 +29,7 @@ enum Verb {
     Get(get::Args),
     Apply(apply::Args),
     Delete(delete::Args),
+    Explain(explain::Args),
     Validate(validate::Args),
     Schema(schema::Args),
 }
@@ -39,6 +42,7 @@ impl Args {
             Verb::Get(verb) => runtime()?.block_on(verb.run(global))?,
             Verb::Apply(verb) => return runtime()?.block_on(verb.run(global)),
             Verb::Delete(verb) => return runtime()?.block_on(verb.run(global)),
+            Verb::Explain(verb) => runtime()?.block_on(verb.run(global))?,
             Verb::Validate(verb) => return verb.run(global),
             Verb::Schema(verb) => verb.run(global)?,
         }

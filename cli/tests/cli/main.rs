@@ -4,6 +4,7 @@
 
 mod check;
 mod containers;
+mod explain;
 mod fingerprint;
 mod generated;
 mod list;

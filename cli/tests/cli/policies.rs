@@ -141,6 +141,7 @@ fn without_the_agent_they_say_so() {
         &["policy", "get", "x"],
         &["policy", "apply", &policy],
         &["policy", "delete", "x"],
+        &["policy", "explain", "--", "nc"],
         &["mode", "x", "enforce"],
     ] {
         let output = node.run(arguments);
