@@ -6,7 +6,7 @@
 //! | [`check`] | `check`: the node looked at from here, with or without the agent |
 //! | [`signals`] | `signals list`, `get`, `watch` |
 //! | [`containers`] | `containers list` |
-//! | [`policy`] | `policy list`, `get`, `apply`, `delete`, `explain`, `validate`, `schema` |
+//! | [`policy`] | `policy list`, `get`, `apply`, `delete`, `explain`, `report`, `suggest`, `validate`, `schema` |
 //! | [`mode`] | `mode`: detect or enforce, at run time |
 //! | [`fingerprint`] | `fingerprint`: programs' contents for a catalogue file |
 //! | [`completions`], [`man`] | what is generated from the command line's definition |

@@ -177,7 +177,7 @@ pub struct Tool {
 }
 
 /// The process that executed it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(clippy::struct_excessive_bools)] // As the API has them.
 pub struct Process {

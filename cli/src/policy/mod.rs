@@ -6,8 +6,12 @@ mod explain;
 mod explanation;
 mod files;
 mod get;
+mod habits;
+mod history;
 mod list;
+mod report;
 mod schema;
+mod suggest;
 mod validate;
 
 use std::process::ExitCode;
@@ -30,6 +34,8 @@ enum Verb {
     Apply(apply::Args),
     Delete(delete::Args),
     Explain(explain::Args),
+    Report(report::Args),
+    Suggest(suggest::Args),
     Validate(validate::Args),
     Schema(schema::Args),
 }
@@ -43,6 +49,8 @@ impl Args {
             Verb::Apply(verb) => return runtime()?.block_on(verb.run(global)),
             Verb::Delete(verb) => return runtime()?.block_on(verb.run(global)),
             Verb::Explain(verb) => runtime()?.block_on(verb.run(global))?,
+            Verb::Report(verb) => runtime()?.block_on(verb.run(global))?,
+            Verb::Suggest(verb) => runtime()?.block_on(verb.run(global))?,
             Verb::Validate(verb) => return verb.run(global),
             Verb::Schema(verb) => verb.run(global)?,
         }

@@ -15,7 +15,7 @@ fn completions_and_manual_pages() {
         "portcullis-check.1",
         "portcullis-fingerprint.1",
         "portcullis-signals-watch.1",
-        "portcullis-policy-apply.1",
+        "portcullis-policy-suggest.1",
         "portcullis-mode.1",
     ] {
         assert!(directory.join(page).exists(), "{page}");

@@ -7,6 +7,7 @@ mod containers;
 mod explain;
 mod fingerprint;
 mod generated;
+mod habits;
 mod list;
 mod mode;
 mod policies;

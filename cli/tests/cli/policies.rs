@@ -141,7 +141,9 @@ fn without_the_agent_they_say_so() {
         &["policy", "get", "x"],
         &["policy", "apply", &policy],
         &["policy", "delete", "x"],
+        &["policy", "report"],
         &["policy", "explain", "--", "nc"],
+        &["policy", "suggest"],
         &["mode", "x", "enforce"],
     ] {
         let output = node.run(arguments);
