@@ -26,6 +26,9 @@ pub const POLICIES_MAX: usize = 128;
 /// What is shown as the file of the policy that comes with Portcullis.
 pub const SHIPPED: &str = "shipped default";
 
+/// Files by name and text.
+pub type Texts = Vec<(String, String)>;
+
 /// A policy and the text that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
@@ -138,20 +141,29 @@ impl<E: Into<PolicyError>> From<E> for PolicyErrors {
 
 /// The policies of a directory and, where none of them selects every container, the shipped default.
 pub fn load(directory: &Path, catalog: &Catalog) -> Result<Policies, PolicyErrors> {
-    let files = files::names(directory, &["yaml", "yml"])?;
-    let mut errors = Vec::new();
-    let mut texts = Vec::new();
-    for file in files {
+    let (texts, errors) = read(directory)?;
+    with(errors, prepare(texts, catalog))
+}
+
+/// A directory's policy files, by name and text, and why others could not be read.
+pub fn read(directory: &Path) -> Result<(Texts, Vec<PolicyError>), ReadError> {
+    let (mut texts, mut errors) = (Vec::new(), Vec::new());
+    for file in files::names(directory, &["yaml", "yml"])? {
         let path = directory.join(file);
         match files::read(&path) {
             Ok(text) => texts.push((path.display().to_string(), text)),
             Err(error) => errors.push(error.into()),
         }
     }
-    match (prepare(texts, catalog), errors.is_empty()) {
-        (Ok(policies), true) => Ok(policies),
-        (Ok(_), false) => Err(PolicyErrors(errors)),
-        (Err(PolicyErrors(mut others)), _) => {
+    Ok((texts, errors))
+}
+
+/// The policies, unless there were errors before; all of them are told.
+pub fn with(mut errors: Vec<PolicyError>, prepared: Result<Policies, PolicyErrors>) -> Result<Policies, PolicyErrors> {
+    match prepared {
+        Ok(policies) if errors.is_empty() => Ok(policies),
+        Ok(_) => Err(PolicyErrors(errors)),
+        Err(PolicyErrors(mut others)) => {
             errors.append(&mut others);
             Err(PolicyErrors(errors))
         }
@@ -159,7 +171,7 @@ pub fn load(directory: &Path, catalog: &Catalog) -> Result<Policies, PolicyError
 }
 
 /// Policies from their files' names and texts. All of them are looked at, and all errors told.
-pub fn prepare(texts: Vec<(String, String)>, catalog: &Catalog) -> Result<Policies, PolicyErrors> {
+pub fn prepare(texts: Texts, catalog: &Catalog) -> Result<Policies, PolicyErrors> {
     let mut errors: Vec<PolicyError> = Vec::new();
     let mut loaded: Vec<Loaded> = Vec::new();
     for (source, text) in texts {

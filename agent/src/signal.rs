@@ -242,7 +242,8 @@ fn tool_message(event: &Event, tools: &Tools) -> (v1::Tool, v1::Severity) {
     (v1::Tool { id: tool.id, category: tool.category, techniques: tool.techniques }, severity(level))
 }
 
-fn severity(severity: catalog::Severity) -> v1::Severity {
+/// A severity as the API shows it.
+pub fn severity(severity: catalog::Severity) -> v1::Severity {
     match severity {
         catalog::Severity::Low => v1::Severity::Low,
         catalog::Severity::Medium => v1::Severity::Medium,

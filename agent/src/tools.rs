@@ -10,7 +10,7 @@ use std::{
 use portcullis_bpf::abi::{Event, identified_by};
 use portcullis_policy::{
     catalog::{Catalog, Kind, Severity, Tool},
-    comm::Pattern,
+    comm::{PATTERN_SEVERITY, Pattern},
     compile::{Compiled, RuleFacts},
     omissions::Omissions,
 };
@@ -19,8 +19,6 @@ use portcullis_policy::{
 pub const PATTERN: &str = "pattern";
 /// Its technique, as published for network utilities in containers: ingress tool transfer.
 const PATTERN_TECHNIQUE: &str = "T1105";
-/// Its severity, unless the rule says otherwise.
-const PATTERN_SEVERITY: Severity = Severity::Medium;
 
 /// What a policy says about what it finds.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -65,6 +63,11 @@ impl Tools {
 
     fn read(&self) -> RwLockReadGuard<'_, Known> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The catalogue.
+    pub fn catalog(&self) -> Catalog {
+        self.read().catalog.clone()
     }
 
     /// Catalogue and policies are others from now on. Returns what was known before.

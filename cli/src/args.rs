@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{ColorChoice, Parser, Subcommand};
 
 use crate::{
-    check, completions, containers, exit, fingerprint, man,
+    check, completions, containers, exit, fingerprint, man, mode,
     output::{Format, Screen},
-    signals,
+    policy, signals,
 };
 
 /// Network utilities in containers: what was found on this node, what is guarded, what the node can do.
@@ -49,6 +49,8 @@ pub enum Command {
     Check(check::Args),
     Signals(signals::Args),
     Containers(containers::Args),
+    Policy(policy::Args),
+    Mode(mode::Args),
     Fingerprint(fingerprint::Args),
     Completions(completions::Args),
     Man(man::Args),

@@ -10,7 +10,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use portcullis_proto::v1::{
     container_service_client::ContainerServiceClient, node_service_client::NodeServiceClient,
-    signal_service_client::SignalServiceClient,
+    policy_service_client::PolicyServiceClient, signal_service_client::SignalServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -99,6 +99,11 @@ impl Agent {
     /// The service of containers.
     pub fn containers(&self) -> ContainerServiceClient<Channel> {
         ContainerServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// The service of policies.
+    pub fn policies(&self) -> PolicyServiceClient<Channel> {
+        PolicyServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
     /// The service of the node.

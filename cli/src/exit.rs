@@ -10,7 +10,8 @@ use crate::client::ClientError;
 /// Shown by `--help`.
 pub const HELP: &str = "Exit codes:
   0  all well; `check`: nothing failed (warnings allowed)
-  1  `check`: something failed; `signals get`: no such signal; any other error
+  1  `check`: something failed; `policy validate`: a file is not valid; `policy apply` and `delete`:
+     one was refused; not found, or ambiguous; any other error
   2  usage: an option or its value makes no sense
   3  the agent (portcullisd) could not be reached";
 

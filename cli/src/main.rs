@@ -6,6 +6,8 @@
 //! | [`check`] | `check`: the node looked at from here, with or without the agent |
 //! | [`signals`] | `signals list`, `get`, `watch` |
 //! | [`containers`] | `containers list` |
+//! | [`policy`] | `policy list`, `get`, `apply`, `delete`, `explain`, `report`, `suggest`, `validate`, `schema` |
+//! | [`mode`] | `mode`: detect or enforce, at run time |
 //! | [`fingerprint`] | `fingerprint`: programs' contents for a catalogue file |
 //! | [`completions`], [`man`] | what is generated from the command line's definition |
 //! | [`client`] | the connection to the agent, and its errors |
@@ -23,7 +25,9 @@ mod escape;
 mod exit;
 mod fingerprint;
 mod man;
+mod mode;
 mod output;
+mod policy;
 mod signals;
 mod table;
 mod time;
@@ -46,6 +50,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Completions(verb) => verb.run()?,
         Command::Man(verb) => verb.run()?,
         Command::Fingerprint(verb) => verb.run(&global)?,
+        Command::Policy(verb) => return verb.run(&global),
+        Command::Mode(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Check(verb) => return runtime()?.block_on(verb.run(&global)),
         Command::Signals(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Containers(verb) => runtime()?.block_on(verb.run(&global))?,

@@ -33,6 +33,11 @@ impl Time {
         Self(self.0.saturating_add(jiff::SignedDuration::from_mins(minutes)).unwrap_or(self.0))
     }
 
+    /// The day of UTC, counted from 1970.
+    pub fn day(self) -> i64 {
+        self.0.as_second().div_euclid(86_400)
+    }
+
     /// What `--since` and `--until` take: `1h`, `2d 12h` (that long ago), or RFC 3339.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Ok(time) = text.parse::<Timestamp>() {

@@ -3,9 +3,10 @@
 //! The shape is stable: names in lowerCamelCase, enums as short words, times in RFC 3339 with nanoseconds. Every field
 //! is always there; what the agent does not know is `null`, an empty string, or the word `unknown`.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use clap::{ValueEnum, builder::PossibleValue};
+use portcullis_policy::policyset;
 use portcullis_proto::v1;
 use serde::{Serialize, Serializer};
 
@@ -107,6 +108,28 @@ words! {
     Origin { Container = "container", ExecSession = "exec_session" }
 }
 
+words! {
+    /// What a rule says is done about a match.
+    Action { Ignore = "ignore", Alert = "alert", Block = "block" }
+}
+words! {
+    /// Where a policy's mode comes from.
+    ModeOrigin { File = "file", Operator = "operator" }
+}
+words! {
+    /// What becomes of a policy's file.
+    PolicyChange { Created = "created", Replaced = "replaced", None = "unchanged" }
+}
+
+impl From<policyset::Mode> for Mode {
+    fn from(mode: policyset::Mode) -> Self {
+        match mode {
+            policyset::Mode::Detect => Self::Detect,
+            policyset::Mode::Enforce => Self::Enforce,
+        }
+    }
+}
+
 fn time(time: Option<prost_types::Timestamp>) -> Option<Time> {
     time.as_ref().and_then(Time::from_proto)
 }
@@ -154,7 +177,7 @@ pub struct Tool {
 }
 
 /// The process that executed it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(clippy::struct_excessive_bools)] // As the API has them.
 pub struct Process {
@@ -224,6 +247,32 @@ pub struct Pod {
     pub uid: String,
     pub sandbox_id: String,
     pub container_name: String,
+}
+
+/// A policy in force.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    pub name: String,
+    pub id: u32,
+    pub mode: Mode,
+    pub mode_origin: ModeOrigin,
+    pub priority: i32,
+    pub select: Option<Select>,
+    pub require_backend: Option<Backend>,
+    pub containers: u64,
+    pub source: String,
+}
+
+/// Which containers a policy is for: globs.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Select {
+    pub namespaces: Vec<String>,
+    pub pods: Vec<String>,
+    pub containers: Vec<String>,
+    pub images: Vec<String>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// What the kernel counted for a container.
@@ -340,6 +389,35 @@ impl From<v1::Pod> for Pod {
             uid: pod.uid,
             sandbox_id: pod.sandbox_id,
             container_name: pod.container_name,
+        }
+    }
+}
+
+impl From<v1::Policy> for Policy {
+    fn from(policy: v1::Policy) -> Self {
+        let backend = Some(policy.require_backend().into()).filter(|backend| *backend != Backend::Unknown);
+        Self {
+            mode: policy.mode().into(),
+            mode_origin: policy.mode_origin().into(),
+            require_backend: backend,
+            name: policy.name,
+            id: policy.id,
+            priority: policy.priority,
+            select: policy.select.map(Into::into),
+            containers: policy.containers,
+            source: policy.source,
+        }
+    }
+}
+
+impl From<v1::Select> for Select {
+    fn from(select: v1::Select) -> Self {
+        Self {
+            namespaces: select.namespaces,
+            pods: select.pods,
+            containers: select.containers,
+            images: select.images,
+            annotations: select.annotations.into_iter().collect(),
         }
     }
 }

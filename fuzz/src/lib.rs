@@ -134,7 +134,10 @@ pub fn policy(data: &[u8]) {
             let command: Vec<&str> = policy.metadata.name.split(' ').collect();
             decide::decide(&SHIPPED, &compiled, &decide::Execution::of_command(&command));
         }
-        Err(error) => check_error("p.yaml", text, error.line, error.column, &error.to_string()),
+        Err(error) => {
+            check_error("p.yaml", text, error.line, error.column, &error.to_string());
+            assert!(error.reason.chars().count() < 520, "what is quoted is cut");
+        }
     }
 }
 

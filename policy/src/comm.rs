@@ -10,10 +10,13 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::catalog::kernel_id;
+use crate::catalog::{Severity, kernel_id};
 
 /// The longest comm, in bytes: the kernel cuts the rest off.
 pub const COMM_MAX: usize = 15;
+
+/// The severity of what only a pattern knows, unless its rule says otherwise.
+pub const PATTERN_SEVERITY: Severity = Severity::Medium;
 
 /// A whole comm, or how one begins.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

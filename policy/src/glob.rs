@@ -18,6 +18,7 @@ pub const GLOB_MAX: usize = 253;
 
 /// A glob.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("minLength" = 1, "maxLength" = GLOB_MAX)))]
 #[serde(try_from = "String", into = "String")]
 pub struct Glob(String);
 

@@ -4,16 +4,20 @@
 //! |---|---|
 //! | [`catalog`] | the tools: names, category, ATT&CK techniques, severity (`catalog.toml`) |
 //! | [`source`] | the operator's policy files: YAML in, typed policy out, errors with line and column |
+//! | [`yaml`] | reading YAML within limits |
+//! | `schema` | the policy files' JSON Schema (feature `schema`) |
 //! | [`comm`] | executables named by a pattern of their comm |
 //! | [`users`] | users by their numbers |
 //! | [`text`] | texts that exceptions look for |
 //! | [`exceptions`] | what passes although a rule names it |
 //! | [`omissions`] | what a rule does not report although it matches |
+//! | [`validate`] | everything that is wrong with a policy file |
 //! | [`compile`] | catalogue and policy → kernel tables |
 //! | [`decide`] | what comes of one execution: as the kernel programs decide it |
 //! | [`identity`] | the id that a compiled policy has in the kernel's tables |
 //! | [`strictness`] | whether one policy may be taken in another's place without loosening anything |
 //! | [`arrange`] | several policies → the order in which they are tried, for the policy set |
+//! | [`explain`] | what would come of an execution, and why |
 //! | [`glob`] | `*` and `?` |
 //! | [`select`] | which containers a policy is for |
 //! | [`policyset`] | what the agent publishes and the shim reads: which container gets which policy |
@@ -34,6 +38,8 @@ pub mod compile;
 pub mod decide;
 #[cfg(feature = "source")]
 pub mod exceptions;
+#[cfg(feature = "source")]
+pub mod explain;
 pub mod glob;
 #[cfg(feature = "source")]
 pub mod identity;
@@ -41,6 +47,8 @@ pub mod identity;
 pub mod omissions;
 pub mod policyset;
 pub mod record;
+#[cfg(feature = "schema")]
+pub mod schema;
 pub mod select;
 #[cfg(feature = "source")]
 pub mod source;
@@ -50,3 +58,7 @@ pub mod strictness;
 pub mod text;
 #[cfg(feature = "source")]
 pub mod users;
+#[cfg(feature = "source")]
+pub mod validate;
+#[cfg(feature = "source")]
+pub mod yaml;

@@ -23,6 +23,7 @@ pub const MODE_ANNOTATION: &str = "portcullis.dev/mode";
 
 /// What is done about a match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Report it.
@@ -42,6 +43,7 @@ impl fmt::Display for Mode {
 
 /// What happens to a container whose guard can't be put in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum OnAttachFailure {
     /// It starts unguarded and is reported.
@@ -52,6 +54,7 @@ pub enum OnAttachFailure {
 
 /// How the kernel side works on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// BPF LSM programs attached to each container's cgroup.

@@ -21,6 +21,7 @@ pub const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 
 /// Which containers a policy selects: those for which all given fields hold; without any, every container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Select {
     /// The pod's namespace; where there is no CRI, containerd's.
@@ -42,11 +43,17 @@ pub struct Select {
 
 /// Globs of which one must match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("minItems" = 1, "maxItems" = GLOBS_MAX)))]
 #[serde(try_from = "Vec<Glob>")]
 pub struct Globs(Vec<Glob>);
 
 /// Annotations that must all be there and match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(extend("minProperties" = 1, "maxProperties" = GLOBS_MAX, "propertyNames" = {"minLength": 1, "maxLength": KEY_MAX}))
+)]
 #[serde(try_from = "BTreeMap<String, Glob>")]
 pub struct AnnotationGlobs(BTreeMap<String, Glob>);
 
@@ -87,6 +94,11 @@ impl TryFrom<Vec<Glob>> for Globs {
 }
 
 impl Globs {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Glob> {
+        self.0.iter()
+    }
+
     fn find(&self, text: &str) -> Option<&Glob> {
         self.0.iter().find(|glob| glob.matches(text))
     }
@@ -109,6 +121,11 @@ impl TryFrom<BTreeMap<String, Glob>> for AnnotationGlobs {
 }
 
 impl AnnotationGlobs {
+    /// Each key with its glob.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Glob)> {
+        self.0.iter()
+    }
+
     fn is_literal(&self) -> bool {
         self.0.values().all(Glob::is_literal)
     }
@@ -187,6 +204,36 @@ impl Select {
         (Reverse(self.fields()), Reverse(self.literal_fields()), Reverse(priority), name)
     }
 
+    /// What keeps a container from being selected: the first field that does not match. `None` if none is to blame.
+    pub fn mismatch(&self, facts: &Facts<'_>) -> Option<String> {
+        let quoted =
+            |globs: &Globs| globs.iter().map(|glob| format!("{:?}", glob.to_string())).collect::<Vec<_>>().join(", ");
+        let fields = [
+            ("namespaces", &self.namespaces, facts.namespace),
+            ("pods", &self.pods, facts.pod),
+            ("containers", &self.containers, facts.container),
+            ("images", &self.images, facts.image),
+        ];
+        for (name, globs, fact) in fields {
+            match (globs, fact) {
+                (Some(globs), Some(fact)) if globs.find(fact).is_none() => {
+                    return Some(format!("{name} {fact:?} is none of {}", quoted(globs)));
+                }
+                (Some(_), None) if name != "images" => return Some(format!("it goes by {name}, which is not known")),
+                _ => {}
+            }
+        }
+        self.annotations.iter().flat_map(AnnotationGlobs::iter).find_map(|(key, glob)| {
+            match facts.annotations.get(key) {
+                None => Some(format!("there is no annotation {key}")),
+                Some(value) if !glob.matches(value) => {
+                    Some(format!("annotation {key} {value:?} is not {:?}", glob.to_string()))
+                }
+                Some(_) => None,
+            }
+        })
+    }
+
     /// Whether a container is selected.
     pub fn selection(&self, facts: &Facts<'_>) -> Selection {
         let mut matched = Vec::new();
@@ -205,7 +252,7 @@ impl Select {
                 _ => return Selection::Other,
             }
         }
-        for (key, glob) in self.annotations.iter().flat_map(|annotations| &annotations.0) {
+        for (key, glob) in self.annotations.iter().flat_map(AnnotationGlobs::iter) {
             if !facts.annotations.get(key).is_some_and(|value| glob.matches(value)) {
                 return Selection::Other;
             }

@@ -24,6 +24,7 @@ use crate::{
     catalog::Severity,
     policyset::{Backend, Mode, OnAttachFailure},
     select::Select,
+    yaml,
 };
 
 /// The published rule that Portcullis's own goes beyond, as a policy.
@@ -46,14 +47,27 @@ pub struct SourceError {
     pub reason: String,
 }
 
+/// How long the beginning and the end of a reason may be, in characters: it quotes what the file says.
+const REASON_PARTS_MAX: usize = 256;
+
 impl SourceError {
+    pub(crate) fn new(file: &str, line: u64, column: u64, reason: impl Into<String>) -> Self {
+        let mut reason: String = reason.into();
+        let mut places = reason.char_indices().map(|(place, _)| place);
+        if let (Some(begin), Some(end)) = (places.nth(REASON_PARTS_MAX), places.nth_back(REASON_PARTS_MAX)) {
+            reason.replace_range(begin..end, "…");
+        }
+        Self { file: file.to_owned(), line, column, reason }
+    }
+
     pub(crate) fn at(file: &str, location: Location, reason: impl Into<String>) -> Self {
-        Self { file: file.to_owned(), line: location.line(), column: location.column(), reason: reason.into() }
+        Self::new(file, location.line(), location.column(), reason)
     }
 }
 
 /// The only version there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum ApiVersion {
     /// Version 1.
     #[serde(rename = "portcullis.dev/v1")]
@@ -62,6 +76,7 @@ pub enum ApiVersion {
 
 /// The only kind there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Kind {
     /// What is done about network utilities in containers.
     NetworkUtilityPolicy,
@@ -69,6 +84,7 @@ pub enum Kind {
 
 /// One policy file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Policy {
     /// Format version.
@@ -86,10 +102,13 @@ pub struct Policy {
 
 /// Who a policy is.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
-    /// Its name in signals, lists and messages.
+    /// Its name in signals, lists and messages: 1 to 63 lowercase letters, digits, `-` and `.`, with a letter or a digit at
+    /// both ends.
     #[serde(deserialize_with = "name")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = "^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")))]
     pub name: String,
 }
 
@@ -115,6 +134,7 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
 
 /// What a policy says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
     /// Which containers it is for. Default: all.
@@ -122,6 +142,7 @@ pub struct Spec {
     pub select: Select,
     /// Of policies that are equally specific, the one with the higher number is taken. Default: 0.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(range(min = i32::MIN, max = i32::MAX)))]
     pub priority: i32,
     /// The mode without annotations.
     pub mode: Mode,
@@ -138,11 +159,13 @@ pub struct Spec {
     pub rules: Vec<Rule>,
     /// What passes although a rule names it.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<Exception>"))]
     pub exceptions: Vec<Spanned<Exception>>,
 }
 
 /// What to do about a match. The later is the stricter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Nothing.
@@ -155,6 +178,7 @@ pub enum Action {
 
 /// Where an executed file is; as signals have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
     /// In a directory that everybody may write to.
@@ -169,29 +193,37 @@ pub enum Place {
 
 /// What passes although a rule names it. It needs at least one condition; all that are given must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Exception {
     /// Categories of the catalogue. With neither categories nor tools it is for whatever the rules name.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub categories: Vec<Spanned<String>>,
     /// Tools of the catalogue, by id.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub tools: Vec<Spanned<String>>,
-    /// Arguments after argv[0], each a text or, with a `*` at the end, how one begins. A last `...` stands for any further
-    /// ones.
+    /// Arguments after the first, which is the name: each a text or, with a `*` at the end, how one begins. A last `...`
+    /// stands for any further ones.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
     pub arguments: Option<Vec<Spanned<String>>>,
     /// Executables, one of which must be what the process itself ran before, or else its parent's: absolute paths as seen in
     /// the container, or, with a `*` at the end, how one begins.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub parents: Vec<Spanned<String>>,
     /// The same for any ancestor in the container.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub ancestors: Vec<Spanned<String>>,
     /// Globs, one of which must match the container's image.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub images: Vec<Spanned<String>>,
     /// Users by their numbers as the node sees them, or ranges of them: `0`, `1000-1999`.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::schema::User>"))]
     pub users: Vec<Spanned<String>>,
     /// For people: why.
     pub reason: Option<String>,
@@ -199,27 +231,35 @@ pub struct Exception {
 
 /// One rule. It names tools of the catalogue or executables by their comm, not both.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
     /// Categories of the catalogue.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub categories: Vec<Spanned<String>>,
     /// Tools of the catalogue, by id.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub tools: Vec<Spanned<String>>,
-    /// Executables by their comm; see [`crate::comm`].
+    /// Executables by their comm: the last component of the path that was executed, cut to 15 bytes. A `*` at the end
+    /// stands for any rest.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub comm: Vec<Spanned<String>>,
     /// Only if the executed file is in one of these places.
     #[serde(default)]
     pub places: Vec<Place>,
     /// Only of these users, by their numbers as the node sees them, or ranges of them: `0`, `1000-1999`.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<crate::schema::User>"))]
     pub users: Vec<Spanned<String>>,
     /// Not those one of whose arguments, but the first, contains one of these.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub except_arguments: Vec<Spanned<String>>,
-    /// Not those whose arguments and parent were reported within this time.
+    /// Not those whose arguments and parent were reported within this time: `90s`, `15m`, `1h`, at most `7d`.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub except_repeats: Option<Spanned<String>>,
     /// What to do.
     pub action: Action,
@@ -229,14 +269,7 @@ pub struct Rule {
 
 /// Reads one policy file. `file` is its name in errors.
 pub fn parse(file: &str, text: &str) -> Result<Policy, SourceError> {
-    let mut policy: Policy = serde_saphyr::from_str(text).map_err(|error| {
-        let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-        let reason = error.without_snippet().to_string();
-        // It may say the place once more.
-        let place = format!(" at line {line}, column {column}");
-        let reason = reason.strip_suffix(&place).map(str::to_owned).unwrap_or(reason);
-        SourceError { file: file.to_owned(), line, column, reason }
-    })?;
+    let mut policy: Policy = yaml::read(file, text)?;
     file.clone_into(&mut policy.file);
     Ok(policy)
 }
@@ -257,7 +290,7 @@ mod tests {
             ("  select:\n    pods: []\n", "9:", "nothing is named here"),
             ("  select:\n    pods: [a, '']\n", "9:", "1 to 253 bytes"),
             ("  select:\n    annotations: {'': x}\n", "9:", "annotation's key"),
-            ("  select:\n    annotations: {a: x, a: y}\n", "9:", "duplicate"),
+            ("  select:\n    annotations: {a: x, a: y}\n", "9:", "is there already"),
             ("  priority: high\n", "8:", "i32"),
             ("  requireBackend: ebpf\n", "8:", "lsm"),
         ] {

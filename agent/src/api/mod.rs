@@ -2,15 +2,18 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`signals`], [`containers`], [`node`] | one service each |
+//! | [`signals`], [`containers`], [`node`], [`policies`] | one service each |
+//! | [`explain`] | what would come of an execution: question and answer |
 //! | [`watch`] | the stream of signals |
 //! | [`page`] | page tokens |
 //! | [`status`] | every error's gRPC code |
 //! | [`socket`] | the socket's place, mode and group |
 
 mod containers;
+mod explain;
 mod node;
 mod page;
+mod policies;
 mod signals;
 pub mod socket;
 mod status;
@@ -19,19 +22,22 @@ mod watch;
 use std::sync::Arc;
 
 use portcullis_bpf::abi::ContainerStats;
+use portcullis_policy::yaml;
 use portcullis_proto::v1::{
     self, container_service_server::ContainerServiceServer, node_service_server::NodeServiceServer,
-    signal_service_server::SignalServiceServer,
+    policy_service_server::PolicyServiceServer, signal_service_server::SignalServiceServer,
 };
 use tokio::{net::UnixListener, sync};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use self::{containers::ContainerApi, node::NodeApi, signals::SignalApi};
+use self::{containers::ContainerApi, node::NodeApi, policies::PolicyApi, signals::SignalApi};
 use crate::{containers::Containers, counters::Counters, enforcement::Enforcement, store::Store};
 
 /// Bytes of a request; the largest is a filter.
 const MAX_REQUEST: usize = 64 * 1024;
+/// Bytes of a request that may hold a policy.
+const MAX_POLICY_REQUEST: usize = yaml::SIZE_MAX + MAX_REQUEST;
 /// Calls at a time on one connection.
 const MAX_STREAMS: u32 = 64;
 
@@ -96,11 +102,13 @@ pub async fn serve(
     reporter.set_serving::<SignalServiceServer<SignalApi>>().await;
     reporter.set_serving::<ContainerServiceServer<ContainerApi>>().await;
     reporter.set_serving::<NodeServiceServer<NodeApi>>().await;
+    reporter.set_serving::<PolicyServiceServer<PolicyApi>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(portcullis_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
+    let policies = PolicyApi::new(sources.enforcement.clone(), sources.containers.clone(), sources.facts.backend);
     let signals = SignalApi::new(sources.store.clone(), shutdown.clone());
     let mut stopped = shutdown.clone();
     Server::builder()
@@ -110,6 +118,7 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha()?)
         .add_service(SignalServiceServer::new(signals).max_decoding_message_size(MAX_REQUEST))
         .add_service(ContainerServiceServer::new(ContainerApi(sources.clone())).max_decoding_message_size(MAX_REQUEST))
+        .add_service(PolicyServiceServer::new(policies).max_decoding_message_size(MAX_POLICY_REQUEST))
         .add_service(NodeServiceServer::new(NodeApi(sources)).max_decoding_message_size(MAX_REQUEST))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             // An error means that the other end is gone, which is the end as well.

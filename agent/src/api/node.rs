@@ -5,7 +5,7 @@ use portcullis_policy::record::Guard;
 use portcullis_proto::v1::{GetStatusRequest, GetStatusResponse, node_service_server::NodeService};
 use tonic::{Request, Response, Status};
 
-use super::Sources;
+use super::{Sources, policies};
 use crate::clock::timestamp;
 
 /// The service.
@@ -23,7 +23,7 @@ impl NodeService for NodeApi {
             }
         }
         let losses = kernel.node().into_iter().chain(counters.losses());
-        let (policies, policy_error) = enforcement.status();
+        let (in_force, policy_error) = enforcement.status();
         let last_signal_id = *store.last_id().borrow();
         Ok(Response::new(GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -33,7 +33,7 @@ impl NodeService for NodeApi {
             kernel: facts.kernel.clone(),
             started: Some(timestamp(facts.started_ns)),
             checks: facts.checks.clone(),
-            policies,
+            policies: in_force.into_iter().map(policies::message).collect(),
             containers_guarded: guarded,
             containers_unguarded: unguarded,
             signals_stored: store.stored(),

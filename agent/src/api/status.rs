@@ -1,9 +1,12 @@
 //! Every error's gRPC code.
 
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{page::TokenError, watch::WatchError};
-use crate::store::{StoreError, filter::FilterError};
+use crate::{
+    enforcement::{EditError, ModeError},
+    store::{StoreError, filter::FilterError},
+};
 
 impl From<FilterError> for Status {
     fn from(error: FilterError) -> Self {
@@ -39,4 +42,45 @@ impl From<StoreError> for Status {
         tracing::error!(error = format!("{error:#}"), "a request failed because of the store");
         status
     }
+}
+
+impl From<EditError> for Status {
+    fn from(error: EditError) -> Self {
+        let code = match error {
+            EditError::Invalid(_) => Code::InvalidArgument,
+            EditError::Elsewhere { .. } => Code::AlreadyExists,
+            EditError::None { .. } => Code::NotFound,
+            EditError::Occupied { .. } | EditError::Shipped { .. } | EditError::Others(_) | EditError::Catalog(_) => {
+                Code::FailedPrecondition
+            }
+            EditError::Read(_) | EditError::Write { .. } | EditError::Enforce(_) => Code::Internal,
+        };
+        Self::new(code, chain(error))
+    }
+}
+
+impl From<ModeError> for Status {
+    fn from(error: ModeError) -> Self {
+        let code = match error {
+            ModeError::NoPolicy { .. } | ModeError::NoContainer { .. } => Code::NotFound,
+            ModeError::Unguarded { .. } => Code::FailedPrecondition,
+            ModeError::Save(_) | ModeError::Enforce(_) | ModeError::NotMoved => Code::Internal,
+        };
+        Self::new(code, chain(error))
+    }
+}
+
+/// Bytes of a message: it travels as a header, where each may take three, and clients take 16 kB.
+const MESSAGE_MAX: usize = 4096;
+
+/// With its causes: whoever may change policies may know the node's files.
+fn chain(error: impl Into<anyhow::Error>) -> String {
+    let error: anyhow::Error = error.into();
+    let mut message = format!("{error:#}");
+    if message.len() > MESSAGE_MAX {
+        let cut = message.char_indices().map(|(place, _)| place).take_while(|place| *place <= MESSAGE_MAX).last();
+        message.truncate(cut.unwrap_or_default());
+        message.push_str("… (and more)");
+    }
+    message
 }

@@ -3,10 +3,13 @@
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use hyper_util::rt::TokioIo;
+use portcullis_bpf::abi;
 use portcullis_proto::v1::{
-    Container, GetSignalRequest, GetStatusRequest, ListContainersRequest, ListSignalsRequest, Signal, SignalFilter,
-    Tool, WatchSignalsRequest, container_service_client::ContainerServiceClient,
-    node_service_client::NodeServiceClient, signal_service_client::SignalServiceClient,
+    ApplyPolicyRequest, Container, ContainerReference, DeletePolicyRequest, ExplainPolicyRequest, GetPolicyRequest,
+    GetSignalRequest, GetStatusRequest, ListContainersRequest, ListPoliciesRequest, ListSignalsRequest, PolicyChange,
+    SetModeRequest, Signal, SignalFilter, Tool, WatchSignalsRequest, container_service_client::ContainerServiceClient,
+    node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient, set_mode_request::Target,
+    signal_service_client::SignalServiceClient,
 };
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 use tonic::{
@@ -23,7 +26,7 @@ use crate::{
         self, Command, Limits, Sender,
         entry::{Entry, Origin, Process},
     },
-    testing,
+    testing::{self, FakeTables},
 };
 
 struct NoKernel;
@@ -42,6 +45,7 @@ struct Bed {
     directory: tempfile::TempDir,
     sender: Sender,
     sources: Sources,
+    tables: Arc<FakeTables>,
     shutdown: sync::watch::Sender<bool>,
     socket: PathBuf,
 }
@@ -58,10 +62,10 @@ fn bed() -> Bed {
         started_ns: 1,
         checks: Vec::new(),
     };
-    let containers = Containers::default();
+    let (containers, tables) = (Containers::default(), Arc::<FakeTables>::default());
     let sources = Sources {
         store,
-        enforcement: testing::enforcement(directory.path(), &containers),
+        enforcement: testing::enforcement_with(directory.path(), &containers, Arc::clone(&tables), Arc::default()),
         containers,
         kernel: Arc::new(NoKernel),
         counters,
@@ -70,7 +74,7 @@ fn bed() -> Bed {
     let (shutdown, stopped) = sync::watch::channel(false);
     let (listener, socket) = socket::bind(directory.path(), None).unwrap();
     tokio::spawn(serve(listener, sources.clone(), stopped));
-    Bed { directory, sender, sources, shutdown, socket }
+    Bed { directory, sender, sources, tables, shutdown, socket }
 }
 
 async fn put_into(sender: &Sender, number: u64, tool: &str) {
@@ -285,4 +289,128 @@ async fn containers_and_status_tell_what_there_is() {
     assert_eq!(policies, [("default", v1::Mode::Detect)], "what is in force");
     let mode = std::fs::metadata(bed.directory.path().join(socket::FILE_NAME)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
+}
+
+const ONE: &str = "\
+apiVersion: portcullis.dev/v1
+kind: NetworkUtilityPolicy
+metadata: {name: one}
+spec:
+  mode: detect
+  priority: 3
+  select: {namespaces: [default], annotations: {tier: 'w*'}}
+  allowLoosening: true
+  rules: [{categories: [dns], action: block}]
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_are_listed_changed_and_explained() {
+    let bed = bed();
+    bed.sources.containers.insert(RecordName::Cgroup(42), testing::record(42, "c1"));
+    let mut client = PolicyServiceClient::new(bed.channel().await);
+    let apply =
+        |yaml: &str, dry_run| ApplyPolicyRequest { yaml: yaml.into(), dry_run, ..ApplyPolicyRequest::default() };
+    let dry = client.apply_policy(apply(ONE, true)).await.unwrap().into_inner();
+    let list = client.list_policies(ListPoliciesRequest {}).await.unwrap().into_inner();
+    assert_eq!((list.policies.len(), list.error.as_str()), (1, ""));
+    let done = client.apply_policy(apply(ONE, false)).await.unwrap().into_inner();
+    assert_eq!((done.change(), &done), (PolicyChange::Created, &dry));
+    let [one, default] = &client.list_policies(ListPoliciesRequest {}).await.unwrap().into_inner().policies[..] else {
+        panic!("two policies")
+    };
+    assert_eq!((one.name.as_str(), one.priority, one.mode_origin()), ("one", 3, v1::ModeOrigin::File));
+    let select = one.select.as_ref().unwrap();
+    assert_eq!((&select.namespaces[..], select.annotations["tier"].as_str()), (&["default".to_owned()][..], "w*"));
+    assert_eq!((default.source.as_str(), default.select.is_none()), ("shipped default", true));
+    let request = GetPolicyRequest { name: "one".into() };
+    assert_eq!(client.get_policy(request).await.unwrap().into_inner().yaml, ONE);
+
+    let explain = |tier: &str| ExplainPolicyRequest {
+        namespace: "default".into(),
+        annotations: [("tier".to_owned(), tier.to_owned())].into(),
+        argv: ["busybox", "nslookup", "x"].map(str::to_owned).into(),
+        ..ExplainPolicyRequest::default()
+    };
+    let explained = client.explain_policy(explain("db")).await.unwrap().into_inner();
+    assert_eq!((explained.policy.as_str(), explained.candidates.len()), ("default", 2));
+    assert_eq!(explained.candidates[0].reason, "annotation tier \"db\" is not \"w*\"");
+    let explained = client.explain_policy(explain("web")).await.unwrap().into_inner();
+    assert!(explained.candidates[0].reason.contains("the workload's own wish"), "{explained:?}");
+    let finding = explained.finding.as_ref().unwrap();
+    assert_eq!((finding.tool.as_str(), finding.action(), finding.exception), ("nslookup", v1::Action::Block, None));
+    assert_eq!(finding.identified_by, [i32::from(v1::Identification::Applet)]);
+    let [lsm, tracepoint] = &explained.outcomes[..] else { panic!("two backends") };
+    assert_eq!((lsm.verdict(), lsm.in_use, tracepoint.in_use), (v1::Verdict::WouldBlock, true, false));
+    let nothing = client.explain_policy(ExplainPolicyRequest::default()).await.unwrap_err();
+    assert_eq!(nothing.code(), Code::InvalidArgument);
+
+    let mode = |policy: &str, mode: v1::Mode| SetModeRequest {
+        target: Some(Target::Policy(policy.into())),
+        mode: mode.into(),
+    };
+    let set = client.set_mode(mode("default", v1::Mode::Enforce)).await.unwrap().into_inner();
+    assert_eq!((set.mode(), set.mode_reason.as_str()), (v1::Mode::Enforce, "operator"));
+    let origin = client.list_policies(ListPoliciesRequest {}).await.unwrap().into_inner().policies[1].mode_origin();
+    assert_eq!(origin, v1::ModeOrigin::Operator);
+    let set = client.set_mode(mode("default", v1::Mode::Unspecified)).await.unwrap().into_inner();
+    assert_eq!((set.mode(), set.mode_reason.as_str()), (v1::Mode::Detect, "policy"));
+
+    let request = DeletePolicyRequest { name: "one".into(), dry_run: false };
+    assert_eq!(client.delete_policy(request).await.unwrap().into_inner().policy.unwrap().name, "one");
+    assert_eq!(client.list_policies(ListPoliciesRequest {}).await.unwrap().into_inner().policies.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containers_mode_is_set_by_its_id() {
+    let bed = bed();
+    for cgroup_id in [42, 43] {
+        bed.tables.enter(cgroup_id, bed.sources.enforcement.list()[0].id, abi::Mode::Enforce);
+    }
+    bed.sources.containers.insert(RecordName::Cgroup(42), testing::record(42, "c1"));
+    let mut twin = testing::record(43, "c1");
+    twin.containerd_namespace = "other".into();
+    bed.sources.containers.insert(RecordName::Cgroup(43), twin);
+    let mut client = PolicyServiceClient::new(bed.channel().await);
+    let mode = |id: &str, namespace: &str| SetModeRequest {
+        target: Some(Target::Container(ContainerReference { id: id.into(), containerd_namespace: namespace.into() })),
+        mode: v1::Mode::Detect.into(),
+    };
+    let set = client.set_mode(mode("c1", "other")).await.unwrap().into_inner();
+    assert_eq!((set.mode(), set.mode_reason.as_str(), set.containers), (v1::Mode::Detect, "operator", 1));
+    assert_eq!(bed.tables.state().containers[&43].mode, abi::Mode::Detect as u32);
+    let ambiguous = client.set_mode(mode("c1", "")).await.unwrap_err();
+    assert_eq!(ambiguous.code(), Code::FailedPrecondition);
+    assert!(ambiguous.message().contains("default, other") || ambiguous.message().contains("other, default"));
+    assert_eq!(client.set_mode(mode("c2", "")).await.unwrap_err().code(), Code::NotFound);
+    bed.sources.containers.mark_ended(&RecordName::Cgroup(43), 9);
+    assert_eq!(client.set_mode(mode("c1", "other")).await.unwrap_err().code(), Code::NotFound);
+    client.set_mode(mode("c1", "")).await.unwrap();
+    let nobody = SetModeRequest { target: None, mode: v1::Mode::Detect.into() };
+    assert_eq!(client.set_mode(nobody).await.unwrap_err().code(), Code::InvalidArgument);
+    let odd = SetModeRequest { mode: 77, ..mode("c1", "") };
+    assert_eq!(client.set_mode(odd).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_make_no_sense_are_refused_whole() {
+    let bed = bed();
+    let mut client = PolicyServiceClient::new(bed.channel().await);
+    let apply =
+        |yaml: String| ApplyPolicyRequest { yaml, file_name: "mine.yaml".into(), ..ApplyPolicyRequest::default() };
+    // As many errors as there can be: a message is a header, and clients take no long ones.
+    let rules = "{tools: [\u{e9}\u{1b}], action: block},".repeat(7000).replace('\u{1b}', "");
+    let bad = ONE.replace("[{categories: [dns], action: block}]", &format!("[{rules}]"));
+    let status = client.apply_policy(apply(bad)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().starts_with("mine.yaml:9:"), "{status}");
+    assert!(status.message().ends_with("(and more)"), "{status}");
+    let large = client.apply_policy(apply("#".repeat((1 << 20) + 1))).await.unwrap_err();
+    assert!(large.message().contains("more than the 1048576 bytes"), "{large}");
+    let endless = client.apply_policy(apply("#".repeat(4 << 20))).await.unwrap_err();
+    assert_eq!(endless.code(), Code::OutOfRange, "{endless}");
+    let request = DeletePolicyRequest { name: "default".into(), dry_run: false };
+    assert_eq!(client.delete_policy(request).await.unwrap_err().code(), Code::FailedPrecondition);
+    let request = GetPolicyRequest { name: "two".into() };
+    assert_eq!(client.get_policy(request).await.unwrap_err().code(), Code::NotFound);
+    assert!(!bed.directory.path().join("policies").exists());
 }

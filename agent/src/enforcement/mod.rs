@@ -16,6 +16,7 @@
 //!
 //! An image becomes known after the container has started. Until then a container whose policy depends on it stays as it is.
 
+mod edit;
 mod overrides;
 
 use std::{
@@ -36,13 +37,17 @@ use portcullis_bpf::{
 use portcullis_policy::{
     arrange::{Arrangement, arrange},
     catalog::Catalog,
-    policyset::{self, Backend, Mode, PolicySet},
+    decide::Execution,
+    explain::{Explanation, explain},
+    policyset::{self, Backend, Mode, ModeAnnotationError, PolicySet},
     record::Guard,
     select::{Facts, Select},
 };
-use portcullis_proto::v1;
 
-pub use self::overrides::{Modes, Overrides, SaveError};
+pub use self::{
+    edit::{Change, Edit, EditError, Edited},
+    overrides::{Modes, Overrides, SaveError},
+};
 use crate::{
     additions,
     config::Config,
@@ -51,7 +56,6 @@ use crate::{
     policies::{self, Loaded, Policies},
     publish::{PublishError, publish},
     records::RecordName,
-    signal,
     store::ContainerKey,
     tools::Tools,
 };
@@ -164,6 +168,8 @@ pub struct InForce {
     pub mode: Mode,
     /// The mode is an operator's, and this is the one of the file.
     pub file_mode: Option<Mode>,
+    /// See [`policyset::PolicyEntry::require_backend`].
+    pub require_backend: Option<Backend>,
     /// How many containers are under it.
     pub containers: usize,
 }
@@ -487,15 +493,9 @@ impl Enforcement {
         }
     }
 
-    /// Policies and error, as the API shows them.
-    pub fn status(&self) -> (Vec<v1::Policy>, String) {
-        let policies = self.list().into_iter().map(|policy| v1::Policy {
-            id: policy.id,
-            name: policy.name,
-            mode: signal::mode(policy.mode).into(),
-            source: policy.source,
-        });
-        (policies.collect(), self.state().error.clone())
+    /// The policies in force, in the order in which they are tried, and why newer ones are not; empty if there are none.
+    pub fn status(&self) -> (Vec<InForce>, String) {
+        (self.list(), self.state().error.clone())
     }
 
     /// The policies in force, in the order in which they are tried.
@@ -507,7 +507,6 @@ impl Enforcement {
 }
 
 /// For the API's service of policies.
-#[allow(dead_code)] // It is not there yet.
 impl Enforcement {
     /// A policy in force and the text that it was read from.
     pub fn get(&self, name: &str) -> Option<(InForce, String)> {
@@ -516,14 +515,21 @@ impl Enforcement {
         Some((in_force(&state, policy, self.0.containers.all().values()), policy.text.clone()))
     }
 
+    /// What would come of an execution in a container.
+    pub fn explain(&self, facts: &Facts<'_>, execution: &Execution<'_>) -> Result<Explanation, ModeAnnotationError> {
+        let state = self.state();
+        let policies = state.policies.loaded.iter().map(|policy| &policy.compiled);
+        explain(&self.0.tools.catalog(), &state.set, policies, facts, execution)
+    }
+
     /// What passes over the containers have done.
     pub fn moves(&self) -> Moves {
         self.state().moves
     }
 
     /// Sets a policy's mode instead of its file's; `None` gives the file's back. It holds until then, also when the file is
-    /// edited, or gone for a while.
-    pub fn set_policy_mode(&self, name: &str, mode: Option<Mode>) -> Result<(), ModeError> {
+    /// edited, or gone for a while. How many containers have come under another mode.
+    pub fn set_policy_mode(&self, name: &str, mode: Option<Mode>) -> Result<u64, ModeError> {
         let mut state = self.state();
         let former = state.overrides.modes().clone();
         let mut modes = former.clone();
@@ -545,12 +551,14 @@ impl Enforcement {
         }
         tracing::info!(policy = name, mode = mode.map(tracing::field::display), "an operator has set a policy's mode");
         state.set = set;
+        let before = state.moves.moved;
         self.pass(&mut state);
-        Ok(())
+        Ok(state.moves.moved - before)
     }
 
     /// Sets a container's mode, whatever policy and annotation say; `None` gives theirs back. It ends with the container.
-    pub fn set_container_mode(&self, key: &ContainerKey, mode: Option<Mode>) -> Result<(), ModeError> {
+    /// Whether it is another one now.
+    pub fn set_container_mode(&self, key: &ContainerKey, mode: Option<Mode>) -> Result<bool, ModeError> {
         let mut state = self.state();
         let found = self
             .0
@@ -571,11 +579,13 @@ impl Enforcement {
         };
         state.overrides.set(modes)?;
         tracing::info!(container = ?key.id, mode = mode.map(tracing::field::display), "an operator has set a container's mode");
-        if self.place(&state, &name, &container) == Placed::Failed {
-            state.unsettled = true;
-            return Err(ModeError::NotMoved);
+        match self.place(&state, &name, &container) {
+            Placed::Failed => {
+                state.unsettled = true;
+                Err(ModeError::NotMoved)
+            }
+            placed => Ok(placed == Placed::Moved),
         }
-        Ok(())
     }
 }
 
@@ -591,6 +601,7 @@ fn in_force<'a>(state: &State, policy: &Loaded, containers: impl Iterator<Item =
         priority: entry.priority,
         mode: operators.copied().unwrap_or(entry.mode),
         file_mode: operators.map(|_| entry.mode),
+        require_backend: entry.require_backend,
         containers: under.count(),
     }
 }

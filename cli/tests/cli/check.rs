@@ -68,6 +68,7 @@ fn shows_what_the_agent_says() {
             name: "default".into(),
             mode: v1::Mode::Detect.into(),
             source: "/etc/portcullis/policies/default.yaml".into(),
+            ..Default::default()
         }],
         containers_unguarded: 1,
         losses: [("ring_full".into(), 5)].into(),

@@ -10,7 +10,14 @@ fn completions_and_manual_pages() {
     }
     let directory = node.directory.path().join("man");
     assert!(node.run(&["man", directory.to_str().unwrap()]).status.success());
-    for page in ["portcullis.1", "portcullis-check.1", "portcullis-fingerprint.1", "portcullis-signals-watch.1"] {
+    for page in [
+        "portcullis.1",
+        "portcullis-check.1",
+        "portcullis-fingerprint.1",
+        "portcullis-signals-watch.1",
+        "portcullis-policy-suggest.1",
+        "portcullis-mode.1",
+    ] {
         assert!(directory.join(page).exists(), "{page}");
     }
 }

@@ -4,9 +4,14 @@
 
 mod check;
 mod containers;
+mod explain;
 mod fingerprint;
 mod generated;
+mod habits;
 mod list;
+mod mode;
+mod policies;
+mod policy;
 mod report;
 mod support;
 mod watch;

@@ -11,6 +11,7 @@ use std::{
 use portcullis_proto::v1::{
     container_service_server::{ContainerService, ContainerServiceServer},
     node_service_server::{NodeService, NodeServiceServer},
+    policy_service_server::{PolicyService, PolicyServiceServer},
     signal_service_server::{SignalService, SignalServiceServer},
     *,
 };
@@ -72,6 +73,16 @@ pub struct Data {
     pub status: GetStatusResponse,
     pub lists: Arc<Mutex<Vec<ListSignalsRequest>>>,
     pub watches: Arc<Mutex<Vec<WatchSignalsRequest>>>,
+    pub policies: Vec<Policy>,
+    /// Why they are perhaps not the newest.
+    pub policy_error: String,
+    /// What every change is refused with.
+    pub refuse: Option<Status>,
+    pub applied: Arc<Mutex<Vec<ApplyPolicyRequest>>>,
+    pub deleted: Arc<Mutex<Vec<DeletePolicyRequest>>>,
+    pub modes: Arc<Mutex<Vec<SetModeRequest>>>,
+    pub explained: Arc<Mutex<Vec<ExplainPolicyRequest>>>,
+    pub explanation: ExplainPolicyResponse,
     /// End a watch's stream after its signals instead of keeping it open.
     pub watch_ends: bool,
 }
@@ -96,6 +107,7 @@ impl Agent {
                 let server = Server::builder()
                     .add_service(SignalServiceServer::new(data.clone()))
                     .add_service(ContainerServiceServer::new(data.clone()))
+                    .add_service(PolicyServiceServer::new(data.clone()))
                     .add_service(NodeServiceServer::new(data))
                     .serve_with_incoming(UnixListenerStream::new(listener));
                 tokio::select! {
@@ -128,10 +140,14 @@ impl SignalService for Data {
         if request.filter.as_ref().is_some_and(|filter| filter.tool == "refuse") {
             return Err(Status::invalid_argument(format!("no tool {HOSTILE}")));
         }
+        let verdict = request.filter.as_ref().map_or(0, |filter| filter.verdict);
+        let signals: Vec<&Signal> =
+            self.signals.iter().filter(|signal| verdict == 0 || signal.verdict == verdict).collect();
         let start: usize = request.page_token.parse().unwrap_or(0);
-        let end = (start + request.page_size as usize).min(self.signals.len());
-        let next_page_token = if end < self.signals.len() { end.to_string() } else { String::new() };
-        Ok(Response::new(ListSignalsResponse { signals: self.signals[start..end].to_vec(), next_page_token }))
+        let end = (start + request.page_size as usize).min(signals.len());
+        let next_page_token = if end < signals.len() { end.to_string() } else { String::new() };
+        let signals = signals[start..end].iter().map(|&signal| signal.clone()).collect();
+        Ok(Response::new(ListSignalsResponse { signals, next_page_token }))
     }
 
     async fn get_signal(&self, request: Request<GetSignalRequest>) -> Result<Response<GetSignalResponse>, Status> {
@@ -175,6 +191,72 @@ impl ContainerService for Data {
 impl NodeService for Data {
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         Ok(Response::new(self.status.clone()))
+    }
+}
+
+impl Data {
+    fn refuse(&self) -> Result<(), Status> {
+        self.refuse.clone().map_or(Ok(()), Err)
+    }
+
+    fn policy(&self, name: &str) -> Result<Policy, Status> {
+        let policy = self.policies.iter().find(|policy| policy.name == name).cloned();
+        policy.ok_or_else(|| Status::not_found(format!("there is no policy {name:?}")))
+    }
+}
+
+#[tonic::async_trait]
+impl PolicyService for Data {
+    async fn list_policies(&self, _: Request<ListPoliciesRequest>) -> Result<Response<ListPoliciesResponse>, Status> {
+        let (policies, error) = (self.policies.clone(), self.policy_error.clone());
+        let last_pass = Some(prost_types::Duration { seconds: 0, nanos: 1_234_567 });
+        let moves = Some(ContainerMoves { passes: 2, moved: 5, failed: 0, last_pass });
+        Ok(Response::new(ListPoliciesResponse { policies, error, moves }))
+    }
+
+    async fn get_policy(&self, request: Request<GetPolicyRequest>) -> Result<Response<GetPolicyResponse>, Status> {
+        let policy = self.policy(&request.into_inner().name)?;
+        Ok(Response::new(GetPolicyResponse { policy: Some(policy), yaml: "# \u{202e}\nkind: x\n".into() }))
+    }
+
+    async fn apply_policy(
+        &self,
+        request: Request<ApplyPolicyRequest>,
+    ) -> Result<Response<ApplyPolicyResponse>, Status> {
+        let request = request.into_inner();
+        self.applied.lock().unwrap().push(request.clone());
+        if !request.yaml.contains("fine") {
+            self.refuse()?;
+        }
+        let policy = self.policies.first().cloned();
+        Ok(Response::new(ApplyPolicyResponse { change: PolicyChange::Created.into(), policy }))
+    }
+
+    async fn delete_policy(
+        &self,
+        request: Request<DeletePolicyRequest>,
+    ) -> Result<Response<DeletePolicyResponse>, Status> {
+        let request = request.into_inner();
+        self.deleted.lock().unwrap().push(request.clone());
+        self.refuse()?;
+        Ok(Response::new(DeletePolicyResponse { policy: Some(self.policy(&request.name)?) }))
+    }
+
+    async fn set_mode(&self, request: Request<SetModeRequest>) -> Result<Response<SetModeResponse>, Status> {
+        let request = request.into_inner();
+        self.modes.lock().unwrap().push(request.clone());
+        self.refuse()?;
+        let reason = if request.mode == 0 { "policy" } else { "operator" };
+        let mode = if request.mode == 0 { Mode::Detect.into() } else { request.mode };
+        Ok(Response::new(SetModeResponse { mode, mode_reason: reason.into(), containers: 1 }))
+    }
+
+    async fn explain_policy(
+        &self,
+        request: Request<ExplainPolicyRequest>,
+    ) -> Result<Response<ExplainPolicyResponse>, Status> {
+        self.explained.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(self.explanation.clone()))
     }
 }
 

@@ -272,3 +272,46 @@ pub fn a_required_backend_is_required(node: &Node) -> Result<()> {
     ensure!(!now.guarded && now.unguarded_reason.contains("requires the backend"), "{now:#?}");
     Ok(())
 }
+
+pub fn modes_and_policies_change_from_the_command_line(node: &Node) -> Result<()> {
+    let container = node.container().start()?;
+    let other = node.container().start()?;
+    let mode = |target: &str, mode: &str| node.portcullis(&["mode", target, mode])?.success();
+    ensure!(nc(&container)?.status == 0, "it is in detect");
+
+    let called = Instant::now();
+    let told = mode(container.id(), "enforce")?;
+    let after = called.elapsed();
+    assert_stopped(node, "nc", &nc(&container)?)?;
+    println!("portcullis mode took {after:?}; the next nc was stopped");
+    ensure!(told.stdout.contains("mode enforce (by operator), changed"), "{told}");
+    ensure!(nc(&other)?.status == 0, "the other container is in detect");
+    mode(container.id(), "default")?;
+    ensure!(nc(&container)?.status == 0, "it is in detect again");
+
+    mode("default", "enforce")?;
+    for container in [&container, &other] {
+        assert_stopped(node, "nc", &nc(container)?)?;
+    }
+    mode("default", "default")?;
+    ensure!(nc(&other)?.status == 0, "the policy is in detect again");
+
+    // What is explained is what happens.
+    let mut files = Files::new(node);
+    files.names.push("applied.yaml");
+    let file = node.paths().policy_dir().join(".applied.yaml");
+    fs::write(&file, policy("applied", "enforce", &format!("{{containers: [{}]}}", container.id())))?;
+    let file = file.display().to_string();
+    let dry = node.portcullis(&["policy", "apply", "--dry-run", &file])?.success()?;
+    ensure!(dry.stdout.contains("created (dry run), mode enforce, for 1 running containers"), "{dry}");
+    ensure!(nc(&container)?.status == 0, "a dry run changes nothing");
+    node.portcullis(&["policy", "apply", &file])?.success()?;
+    assert_stopped(node, "nc", &nc(&container)?)?;
+    let explain = ["policy", "explain", "--namespace", "default", "--container", container.id(), "--", "nc", "-h"];
+    let explained = node.portcullis(&explain)?.success()?;
+    ensure!(explained.stdout.contains("Policy applied: ") && explained.stdout.contains(stopped(node)), "{explained}");
+    node.portcullis(&["policy", "delete", "applied"])?.success()?;
+    files.names.clear();
+    ensure!(nc(&container)?.status == 0, "the policy is gone");
+    Ok(fs::remove_file(&file)?)
+}

@@ -39,6 +39,7 @@ const SHIPPED_FINGERPRINTS: &str = include_str!("../../fingerprints.toml");
 
 /// How bad it is when a tool runs where nobody expects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Worth a look in context.

@@ -404,16 +404,278 @@ pub mod check {
         }
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Policy {
     #[prost(uint32, tag = "1")]
     pub id: u32,
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// In force now: the file's, unless mode_origin says otherwise.
     #[prost(enumeration = "Mode", tag = "3")]
     pub mode: i32,
+    /// The file that it was read from; "shipped default" for the policy that needs none.
     #[prost(string, tag = "4")]
     pub source: ::prost::alloc::string::String,
+    #[prost(enumeration = "ModeOrigin", tag = "5")]
+    pub mode_origin: i32,
+    /// Of policies that are equally specific, the one with the higher number is tried first.
+    #[prost(int32, tag = "6")]
+    pub priority: i32,
+    /// Unset: it is for every container that no other policy selects.
+    #[prost(message, optional, tag = "7")]
+    pub select: ::core::option::Option<Select>,
+    /// Running containers that it holds for.
+    #[prost(uint64, tag = "8")]
+    pub containers: u64,
+    /// Unset: the policy is content with any.
+    #[prost(enumeration = "Backend", tag = "9")]
+    pub require_backend: i32,
+}
+/// Which containers a policy is for: those for which each list that is not empty has a glob that matches, and all annotations
+/// are there and match.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Select {
+    /// Of the pod; where there is no CRI, containerd's.
+    #[prost(string, repeated, tag = "1")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub pods: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The container's name in its pod; where it has none, containerd's id of it.
+    #[prost(string, repeated, tag = "3")]
+    pub containers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub images: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Key to glob.
+    #[prost(map = "string, string", tag = "5")]
+    pub annotations: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListPoliciesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListPoliciesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub policies: ::prost::alloc::vec::Vec<Policy>,
+    /// Why the newest policy or catalogue files could not be used; those listed are older then. Empty: they are the newest.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub moves: ::core::option::Option<ContainerMoves>,
+}
+/// What came of changes of policies and modes since the agent started: in one pass, every container is put where it belongs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContainerMoves {
+    #[prost(uint64, tag = "1")]
+    pub passes: u64,
+    /// Containers that came under another policy or mode.
+    #[prost(uint64, tag = "2")]
+    pub moved: u64,
+    /// Attempts that failed; they are repeated.
+    #[prost(uint64, tag = "3")]
+    pub failed: u64,
+    /// How long the last pass took.
+    #[prost(message, optional, tag = "4")]
+    pub last_pass: ::core::option::Option<::prost_types::Duration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPolicyRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetPolicyResponse {
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<Policy>,
+    /// Its text, as it is in force, comments included.
+    #[prost(string, tag = "2")]
+    pub yaml: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ApplyPolicyRequest {
+    /// One policy. Its metadata.name is the file's name as well.
+    #[prost(string, tag = "1")]
+    pub yaml: ::prost::alloc::string::String,
+    /// Check everything and say what would come of it, but change nothing.
+    #[prost(bool, tag = "2")]
+    pub dry_run: bool,
+    /// Replace a policy of that name that is in a file of another name, in its place. Unset: that is refused
+    /// (ALREADY_EXISTS).
+    #[prost(bool, tag = "3")]
+    pub overwrite: bool,
+    /// What errors call the text. Empty: "policy".
+    #[prost(string, tag = "4")]
+    pub file_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyPolicyResponse {
+    #[prost(enumeration = "PolicyChange", tag = "1")]
+    pub change: i32,
+    /// As it is in force, or, with dry_run, would be.
+    #[prost(message, optional, tag = "2")]
+    pub policy: ::core::option::Option<Policy>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeletePolicyRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Check everything and say what would come of it, but change nothing.
+    #[prost(bool, tag = "2")]
+    pub dry_run: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeletePolicyResponse {
+    /// As it was in force.
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<Policy>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetModeRequest {
+    /// Unset: what an operator has set holds no longer.
+    #[prost(enumeration = "Mode", tag = "3")]
+    pub mode: i32,
+    #[prost(oneof = "set_mode_request::Target", tags = "1, 2")]
+    pub target: ::core::option::Option<set_mode_request::Target>,
+}
+/// Nested message and enum types in `SetModeRequest`.
+pub mod set_mode_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Target {
+        /// A policy by its name: the mode of all containers that it holds for, those to come included.
+        #[prost(string, tag = "1")]
+        Policy(::prost::alloc::string::String),
+        /// One container, whatever its policy says.
+        #[prost(message, tag = "2")]
+        Container(super::ContainerReference),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContainerReference {
+    /// containerd's id, whole.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// containerd's namespace. Empty: whichever has the id; FAILED_PRECONDITION when several have.
+    #[prost(string, tag = "2")]
+    pub containerd_namespace: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetModeResponse {
+    /// The mode in force now.
+    #[prost(enumeration = "Mode", tag = "1")]
+    pub mode: i32,
+    /// Why, as Container.mode_reason has it.
+    #[prost(string, tag = "2")]
+    pub mode_reason: ::prost::alloc::string::String,
+    /// Running containers whose mode has changed.
+    #[prost(uint64, tag = "3")]
+    pub containers: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainPolicyRequest {
+    /// The container, as Select has it. What is empty is not known, and no glob matches it.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub pod: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub image: ::prost::alloc::string::String,
+    #[prost(map = "string, string", tag = "5")]
+    pub annotations: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The command, argv\[0\] included.
+    #[prost(string, repeated, tag = "6")]
+    pub argv: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The file that is executed. Empty: what argv\[0\] names.
+    #[prost(string, tag = "7")]
+    pub exe: ::prost::alloc::string::String,
+    /// As the node sees it.
+    #[prost(uint32, tag = "8")]
+    pub uid: u32,
+    /// Executables that led there, nearest first: what the process itself ran before, then its ancestors.
+    #[prost(string, repeated, tag = "9")]
+    pub ancestors: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What is remarkable about where the file is.
+    #[prost(enumeration = "Place", repeated, tag = "10")]
+    pub places: ::prost::alloc::vec::Vec<i32>,
+    /// An internet socket is its standard input or output.
+    #[prost(bool, tag = "11")]
+    pub stdio_is_socket: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainPolicyResponse {
+    /// In the order in which they are tried, up to the last policy of all.
+    #[prost(message, repeated, tag = "1")]
+    pub candidates: ::prost::alloc::vec::Vec<explain_policy_response::PolicyCandidate>,
+    /// The policy chosen.
+    #[prost(string, tag = "2")]
+    pub policy: ::prost::alloc::string::String,
+    /// Why that one.
+    #[prost(string, tag = "3")]
+    pub policy_reason: ::prost::alloc::string::String,
+    #[prost(enumeration = "Mode", tag = "4")]
+    pub mode: i32,
+    /// Why, as Container.mode_reason has it.
+    #[prost(string, tag = "5")]
+    pub mode_reason: ::prost::alloc::string::String,
+    /// What it is recognised as, and what the policy says of it. Unset: nothing that the policy names, it runs unseen.
+    #[prost(message, optional, tag = "6")]
+    pub finding: ::core::option::Option<explain_policy_response::Finding>,
+    /// What it would have been but for an exception, in the order in which they were passed over.
+    #[prost(message, repeated, tag = "7")]
+    pub excepted: ::prost::alloc::vec::Vec<explain_policy_response::Finding>,
+    #[prost(message, repeated, tag = "8")]
+    pub outcomes: ::prost::alloc::vec::Vec<explain_policy_response::Outcome>,
+}
+/// Nested message and enum types in `ExplainPolicyResponse`.
+pub mod explain_policy_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct PolicyCandidate {
+        #[prost(string, tag = "1")]
+        pub name: ::prost::alloc::string::String,
+        #[prost(bool, tag = "2")]
+        pub chosen: bool,
+        /// Why, or why not.
+        #[prost(string, tag = "3")]
+        pub reason: ::prost::alloc::string::String,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Finding {
+        /// The tool's id, or the pattern of comm.
+        #[prost(string, tag = "1")]
+        pub tool: ::prost::alloc::string::String,
+        #[prost(enumeration = "super::Identification", repeated, tag = "2")]
+        pub identified_by: ::prost::alloc::vec::Vec<i32>,
+        /// The action of the rule that decides.
+        #[prost(enumeration = "super::Action", tag = "3")]
+        pub action: i32,
+        /// The number of that rule in the policy, from 1.
+        #[prost(uint32, tag = "4")]
+        pub rule: u32,
+        /// The number of the exception that lets it pass, from 1. Unset: none does.
+        #[prost(uint32, optional, tag = "5")]
+        pub exception: ::core::option::Option<u32>,
+        #[prost(enumeration = "super::Severity", tag = "6")]
+        pub severity: i32,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Outcome {
+        #[prost(enumeration = "super::Backend", tag = "1")]
+        pub backend: i32,
+        /// Unset: no signal.
+        #[prost(enumeration = "super::Verdict", tag = "2")]
+        pub verdict: i32,
+        /// For people: one sentence.
+        #[prost(string, tag = "3")]
+        pub message: ::prost::alloc::string::String,
+        /// The backend of this node.
+        #[prost(bool, tag = "4")]
+        pub in_use: bool,
+    }
 }
 /// What was done about an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -686,6 +948,105 @@ impl Origin {
             "ORIGIN_UNSPECIFIED" => Some(Self::Unspecified),
             "ORIGIN_CONTAINER" => Some(Self::Container),
             "ORIGIN_EXEC_SESSION" => Some(Self::ExecSession),
+            _ => None,
+        }
+    }
+}
+/// Where a policy's mode comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ModeOrigin {
+    Unspecified = 0,
+    /// The policy's file.
+    File = 1,
+    /// SetMode.
+    Operator = 2,
+}
+impl ModeOrigin {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MODE_ORIGIN_UNSPECIFIED",
+            Self::File => "MODE_ORIGIN_FILE",
+            Self::Operator => "MODE_ORIGIN_OPERATOR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MODE_ORIGIN_UNSPECIFIED" => Some(Self::Unspecified),
+            "MODE_ORIGIN_FILE" => Some(Self::File),
+            "MODE_ORIGIN_OPERATOR" => Some(Self::Operator),
+            _ => None,
+        }
+    }
+}
+/// What becomes of a policy's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PolicyChange {
+    Unspecified = 0,
+    Created = 1,
+    Replaced = 2,
+    /// It has the same text already.
+    None = 3,
+}
+impl PolicyChange {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "POLICY_CHANGE_UNSPECIFIED",
+            Self::Created => "POLICY_CHANGE_CREATED",
+            Self::Replaced => "POLICY_CHANGE_REPLACED",
+            Self::None => "POLICY_CHANGE_NONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "POLICY_CHANGE_UNSPECIFIED" => Some(Self::Unspecified),
+            "POLICY_CHANGE_CREATED" => Some(Self::Created),
+            "POLICY_CHANGE_REPLACED" => Some(Self::Replaced),
+            "POLICY_CHANGE_NONE" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
+/// What a rule says is done about a match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Action {
+    Unspecified = 0,
+    Ignore = 1,
+    Alert = 2,
+    Block = 3,
+}
+impl Action {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ACTION_UNSPECIFIED",
+            Self::Ignore => "ACTION_IGNORE",
+            Self::Alert => "ACTION_ALERT",
+            Self::Block => "ACTION_BLOCK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "ACTION_IGNORE" => Some(Self::Ignore),
+            "ACTION_ALERT" => Some(Self::Alert),
+            "ACTION_BLOCK" => Some(Self::Block),
             _ => None,
         }
     }
@@ -1459,6 +1820,706 @@ pub mod container_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "portcullis.v1.ContainerService";
     impl<T> tonic::server::NamedService for ContainerServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod policy_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Policies: which there are, what they say, and which mode is in force.
+    #[derive(Debug, Clone)]
+    pub struct PolicyServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl PolicyServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> PolicyServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PolicyServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PolicyServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Every policy in force, in the order in which they are tried; the last is for all containers that no other selects.
+        pub async fn list_policies(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListPoliciesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPoliciesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.PolicyService/ListPolicies",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.PolicyService", "ListPolicies"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// One policy with its text. NOT_FOUND when there is none of that name.
+        pub async fn get_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.PolicyService/GetPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.PolicyService", "GetPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Stores a policy as a file of its own in the node's policy directory and puts it in force. It is checked together with
+        /// all others before anything changes: INVALID_ARGUMENT when it makes no sense, with file, line, column and reason, an
+        /// error a line; FAILED_PRECONDITION when others are in the way. The file is replaced in one step.
+        pub async fn apply_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ApplyPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyPolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.PolicyService/ApplyPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.PolicyService", "ApplyPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a policy's file; containers that it was for get the next one that selects them. NOT_FOUND when there is none of
+        /// that name, FAILED_PRECONDITION when the policy has no file (the shipped default), or the rest would be no valid set.
+        pub async fn delete_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeletePolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeletePolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.PolicyService/DeletePolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.PolicyService", "DeletePolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets the mode of a policy or of one container at run time, until it is unset again; it outlives the agent. It holds
+        /// from the next execution on. NOT_FOUND when there is no such policy or container.
+        pub async fn set_mode(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetModeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetModeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.PolicyService/SetMode",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.PolicyService", "SetMode"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What would come of an execution: which policy is chosen and why, which rule and exception decide, and what happens then.
+        /// Nothing is executed, nothing changes.
+        pub async fn explain_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExplainPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainPolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.PolicyService/ExplainPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.PolicyService", "ExplainPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod policy_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PolicyServiceServer.
+    #[async_trait]
+    pub trait PolicyService: std::marker::Send + std::marker::Sync + 'static {
+        /// Every policy in force, in the order in which they are tried; the last is for all containers that no other selects.
+        async fn list_policies(
+            &self,
+            request: tonic::Request<super::ListPoliciesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPoliciesResponse>,
+            tonic::Status,
+        >;
+        /// One policy with its text. NOT_FOUND when there is none of that name.
+        async fn get_policy(
+            &self,
+            request: tonic::Request<super::GetPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPolicyResponse>,
+            tonic::Status,
+        >;
+        /// Stores a policy as a file of its own in the node's policy directory and puts it in force. It is checked together with
+        /// all others before anything changes: INVALID_ARGUMENT when it makes no sense, with file, line, column and reason, an
+        /// error a line; FAILED_PRECONDITION when others are in the way. The file is replaced in one step.
+        async fn apply_policy(
+            &self,
+            request: tonic::Request<super::ApplyPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyPolicyResponse>,
+            tonic::Status,
+        >;
+        /// Removes a policy's file; containers that it was for get the next one that selects them. NOT_FOUND when there is none of
+        /// that name, FAILED_PRECONDITION when the policy has no file (the shipped default), or the rest would be no valid set.
+        async fn delete_policy(
+            &self,
+            request: tonic::Request<super::DeletePolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeletePolicyResponse>,
+            tonic::Status,
+        >;
+        /// Sets the mode of a policy or of one container at run time, until it is unset again; it outlives the agent. It holds
+        /// from the next execution on. NOT_FOUND when there is no such policy or container.
+        async fn set_mode(
+            &self,
+            request: tonic::Request<super::SetModeRequest>,
+        ) -> std::result::Result<tonic::Response<super::SetModeResponse>, tonic::Status>;
+        /// What would come of an execution: which policy is chosen and why, which rule and exception decide, and what happens then.
+        /// Nothing is executed, nothing changes.
+        async fn explain_policy(
+            &self,
+            request: tonic::Request<super::ExplainPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainPolicyResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Policies: which there are, what they say, and which mode is in force.
+    #[derive(Debug)]
+    pub struct PolicyServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PolicyServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PolicyServiceServer<T>
+    where
+        T: PolicyService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/portcullis.v1.PolicyService/ListPolicies" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListPoliciesSvc<T: PolicyService>(pub Arc<T>);
+                    impl<
+                        T: PolicyService,
+                    > tonic::server::UnaryService<super::ListPoliciesRequest>
+                    for ListPoliciesSvc<T> {
+                        type Response = super::ListPoliciesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListPoliciesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyService>::list_policies(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListPoliciesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.PolicyService/GetPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetPolicySvc<T: PolicyService>(pub Arc<T>);
+                    impl<
+                        T: PolicyService,
+                    > tonic::server::UnaryService<super::GetPolicyRequest>
+                    for GetPolicySvc<T> {
+                        type Response = super::GetPolicyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetPolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyService>::get_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.PolicyService/ApplyPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct ApplyPolicySvc<T: PolicyService>(pub Arc<T>);
+                    impl<
+                        T: PolicyService,
+                    > tonic::server::UnaryService<super::ApplyPolicyRequest>
+                    for ApplyPolicySvc<T> {
+                        type Response = super::ApplyPolicyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ApplyPolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyService>::apply_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ApplyPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.PolicyService/DeletePolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeletePolicySvc<T: PolicyService>(pub Arc<T>);
+                    impl<
+                        T: PolicyService,
+                    > tonic::server::UnaryService<super::DeletePolicyRequest>
+                    for DeletePolicySvc<T> {
+                        type Response = super::DeletePolicyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeletePolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyService>::delete_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeletePolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.PolicyService/SetMode" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetModeSvc<T: PolicyService>(pub Arc<T>);
+                    impl<
+                        T: PolicyService,
+                    > tonic::server::UnaryService<super::SetModeRequest>
+                    for SetModeSvc<T> {
+                        type Response = super::SetModeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetModeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyService>::set_mode(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetModeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.PolicyService/ExplainPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExplainPolicySvc<T: PolicyService>(pub Arc<T>);
+                    impl<
+                        T: PolicyService,
+                    > tonic::server::UnaryService<super::ExplainPolicyRequest>
+                    for ExplainPolicySvc<T> {
+                        type Response = super::ExplainPolicyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExplainPolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyService>::explain_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExplainPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PolicyServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "portcullis.v1.PolicyService";
+    impl<T> tonic::server::NamedService for PolicyServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
