@@ -9,6 +9,7 @@
 //! | [`text`] | texts that exceptions look for |
 //! | [`exceptions`] | what passes although a rule names it |
 //! | [`omissions`] | what a rule does not report although it matches |
+//! | [`repeat`] | when an execution is told as the repeat of an earlier one |
 //! | [`compile`] | catalogue and policy → kernel tables |
 //! | [`decide`] | what comes of one execution: as the kernel programs decide it |
 //! | [`identity`] | the id that a compiled policy has in the kernel's tables |
@@ -41,6 +42,8 @@ pub mod identity;
 pub mod omissions;
 pub mod policyset;
 pub mod record;
+#[cfg(feature = "source")]
+pub mod repeat;
 pub mod select;
 #[cfg(feature = "source")]
 pub mod source;

@@ -23,6 +23,7 @@ use serde_saphyr::{Location, Spanned};
 use crate::{
     catalog::Severity,
     policyset::{Backend, Mode, OnAttachFailure},
+    repeat,
     select::Select,
 };
 
@@ -139,6 +140,9 @@ pub struct Spec {
     /// What passes although a rule names it.
     #[serde(default)]
     pub exceptions: Vec<Spanned<Exception>>,
+    /// When an execution is counted in an earlier one's signal. Default: within 1h, if it looks the same in everything.
+    #[serde(default)]
+    pub repeat: repeat::Source,
 }
 
 /// What to do about a match. The later is the stricter.
