@@ -31,23 +31,32 @@ pub enum Key {
     Cwd,
 }
 
-/// Several keys.
+impl Key {
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// Several keys; those that are always compared are always among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keys(u8);
 
 impl Keys {
+    const ALWAYS: u8 = Key::Tool.bit() | Key::Verdict.bit();
     /// Every key: only what looks the same in all of them is a repeat.
-    pub const ALL: Self = Self(u8::MAX);
+    pub const ALL: Self = Self(
+        Self::ALWAYS | Key::Arguments.bit() | Key::Parent.bit() | Key::User.bit() | Key::Exe.bit() | Key::Cwd.bit(),
+    );
 
     /// Whether this one is among them.
     pub fn contains(self, key: Key) -> bool {
-        self.0 & (1 << key as u8) != 0
+        self.0 & key.bit() != 0
     }
 }
 
 impl FromIterator<Key> for Keys {
     fn from_iter<I: IntoIterator<Item = Key>>(keys: I) -> Self {
-        Self(keys.into_iter().fold(0, |bits, key| bits | 1 << key as u8))
+        Self(keys.into_iter().fold(Self::ALWAYS, |bits, key| bits | key.bit()))
     }
 }
 
@@ -84,6 +93,11 @@ impl Repeat {
         let keys = source.keys.as_ref().map_or(default.keys, |keys| keys.iter().copied().collect());
         Ok(Self { window, keys })
     }
+
+    /// Whether the other folds whatever this one does.
+    pub fn folds_no_more_than(self, other: Self) -> bool {
+        self.window.is_zero() || (self.window <= other.window && other.keys.0 & !self.keys.0 == 0)
+    }
 }
 
 fn window(file: &str, given: &Spanned<String>) -> Result<Duration, SourceError> {
@@ -117,12 +131,14 @@ mod tests {
         let given = repeat("  repeat: {keys: [tool, arguments, user]}\n").unwrap();
         assert_eq!(given.window, hour);
         let has = |key| given.keys.contains(key);
-        assert!(has(Key::Tool) && has(Key::Arguments) && has(Key::User));
-        assert!(!has(Key::Verdict) && !has(Key::Parent) && !has(Key::Exe) && !has(Key::Cwd));
+        assert!(has(Key::Tool) && has(Key::Verdict) && has(Key::Arguments) && has(Key::User));
+        assert!(!has(Key::Parent) && !has(Key::Exe) && !has(Key::Cwd));
         let given = repeat("  repeat: {window: 10m}\n").unwrap();
         assert_eq!(given, Repeat { window: Duration::from_secs(600), keys: Keys::ALL });
         assert!(repeat("  repeat: {window: 0s}\n").unwrap().window.is_zero());
         assert!(!repeat("  repeat: {keys: []}\n").unwrap().keys.contains(Key::Arguments));
+        let every = repeat("  repeat: {keys: [arguments, parent, user, exe, cwd]}\n").unwrap();
+        assert_eq!(every, Repeat::default());
     }
 
     #[test]
