@@ -96,8 +96,8 @@ impl Folding {
             self.order.remove(&(until_ns, ended));
             self.remove(ended);
         }
-        let argv = self.hasher.hash_one(&event.argv);
         let Some(folded) = self.folded.get_mut(&common) else { return false };
+        let differs = self.hasher.hash_one(&event.argv) != folded.argv;
         if folded.count == folded.told {
             self.changed.push(common);
         }
@@ -107,7 +107,7 @@ impl Folding {
         if folded.occurrences.len() == OCCURRENCES {
             folded.occurrences.pop_front();
         }
-        folded.occurrences.push_back(occurrence(event, wall_ns, argv != folded.argv));
+        folded.occurrences.push_back(occurrence(event, wall_ns, differs));
         true
     }
 

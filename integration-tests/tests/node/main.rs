@@ -326,7 +326,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 39] = [
+const TESTS: [Test; 40] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -369,6 +369,7 @@ const TESTS: [Test; 39] = [
     ("patterns_block_and_repeats_end", upstream::patterns_block_and_repeats_end),
     ("a_loop_is_one_signal", repeats::a_loop_is_one_signal),
     ("a_flood_is_counted", repeats::a_flood_is_counted),
+    ("a_restarted_agent_goes_on_counting", repeats::a_restarted_agent_goes_on_counting),
 ];
 
 fn check_finds_the_node_in_order(node: &Node) -> Result<()> {

@@ -90,3 +90,19 @@ pub fn a_flood_is_counted(node: &Node) -> Result<()> {
     }
     Ok(())
 }
+
+/// An agent that is stopped has told everything that it read; the next one goes on with what is in the ring buffer.
+pub fn a_restarted_agent_goes_on_counting(node: &Node) -> Result<()> {
+    let container = node.container().start()?;
+    thread::scope(|scope| {
+        let noise = scope.spawn(|| repeat(&container, "/usr/bin/nc -h"));
+        thread::sleep(Duration::from_millis(300));
+        drop(node.agent().take());
+        node.restart_agent()?;
+        noise.join().ok().context("the container's thread")?
+    })?;
+    let (signals, matched) = complete(node, &container)?;
+    println!("{:?}", signals.iter().map(|signal| signal.count).collect::<Vec<_>>());
+    ensure!(matched == ROUNDS && signals.len() <= 2, "{matched} matched: {signals:#?}");
+    Ok(())
+}
