@@ -25,7 +25,7 @@ pub enum Key {
     Parent,
     /// The real user id.
     User,
-    /// The file that was executed, and what is remarkable about its place.
+    /// The file that was executed, what is remarkable about its place, and how it was recognised.
     Exe,
     /// The directory in which it was executed.
     Cwd,

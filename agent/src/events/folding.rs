@@ -77,7 +77,7 @@ impl Folding {
             given(Key::Arguments).then_some((&event.argv, event.argc, event.remote)),
             given(Key::Parent).then(|| event.lineage.first().map(|parent| &parent.exe)),
             given(Key::User).then_some(event.uid),
-            given(Key::Exe).then_some((&event.exe, event.place)),
+            given(Key::Exe).then_some((&event.exe, event.place, event.identified_by)),
             given(Key::Cwd).then_some(&event.cwd),
         );
         (!repeat.window.is_zero()).then(|| Common {
@@ -270,6 +270,7 @@ mod tests {
         assert!(!all(&|event| event.lineage[0].exe = b"/bin/bash".to_vec()));
         assert!(!all(&|event| event.uid = 0));
         assert!(!all(&|event| event.exe = b"/tmp/nc".to_vec()));
+        assert!(!all(&|event| event.identified_by = 0));
         assert!(!all(&|event| event.cwd = b"/".to_vec()));
     }
 
