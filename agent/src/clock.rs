@@ -16,6 +16,11 @@ pub fn now_ns() -> u64 {
     u64::try_from(nanoseconds(clock_gettime(ClockId::Realtime))).unwrap_or(0)
 }
 
+/// `CLOCK_BOOTTIME` in nanoseconds, as the kernel's events have it.
+pub fn boot_ns() -> u64 {
+    u64::try_from(nanoseconds(clock_gettime(ClockId::Boottime))).unwrap_or(0)
+}
+
 /// How far the wall clock is ahead of `CLOCK_BOOTTIME`. Read anew for each batch of events: the wall clock may be set.
 #[derive(Debug, Clone, Copy)]
 pub struct BootOffset(i64);

@@ -42,7 +42,8 @@ macro_rules! counters {
                 vec![$((stringify!($loss), self.$loss.get()),)*]
             }
 
-            /// Name and value of each that says how many events the policy's exceptions kept from becoming signals.
+            /// Name and value of each that says how many events the policy's exceptions and repeats kept from becoming signals of
+            /// their own.
             pub fn suppressed(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($suppressed), self.$suppressed.get()),)*]
             }
@@ -94,11 +95,19 @@ counters! {
         signals_without_image,
         /// Reported executions forgotten before their time, of which a repeat is reported once more.
         repeats_forgotten,
+        /// Signals of which repeats were no longer folded into before their window's end, and so told once more.
+        folds_forgotten,
+        /// Events folded into signals that retention had removed or the store did not take.
+        repeats_lost,
+        /// Events told by their number only, in a signal `signals_suppressed`, because their container made too many.
+        signals_suppressed,
     }
     suppressed {
         /// One of the arguments contained what the rule excepts.
         excepted_arguments,
         /// Repeats of what was reported within the rule's time.
         excepted_repeats,
+        /// Repeats counted in the first one's signal.
+        repeats_folded,
     }
 }

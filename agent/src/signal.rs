@@ -13,12 +13,15 @@ use portcullis_proto::v1;
 use crate::{
     clock::{BootOffset, timestamp},
     containers::Container,
+    events::{BURST, PER_SECOND},
     text,
     tools::Tools,
 };
 
 /// An executed tool.
 pub const RULE_NET_UTIL: &str = "net_util_in_container";
+/// What a container does more of than is told one by one.
+pub const RULE_SUPPRESSED: &str = "signals_suppressed";
 /// A container without guard.
 pub const RULE_UNGUARDED: &str = "container_unguarded";
 
@@ -60,10 +63,7 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
         message: format!("{} ({}) {done} in container {place}{remote}: {command}", tool.id, tool.category),
         tool: Some(tool),
         identified_by: identifications(event.identified_by),
-        container: Some(match container {
-            Some(container) => container_message(container),
-            None => v1::Container { cgroup_id: event.cgroup_id, guarded: true, ..v1::Container::default() },
-        }),
+        container: Some(known_or_cgroup(container, event.cgroup_id)),
         process: Some(v1::Process {
             pid: event.pid,
             tid: event.tid,
@@ -109,6 +109,11 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
         // The store knows them.
         related: Vec::new(),
         policy_rule: event.rule.saturating_add(1),
+        // Of this event alone.
+        count: 0,
+        last_time: None,
+        occurrences: Vec::new(),
+        suppressed: Vec::new(),
     }
 }
 
@@ -146,6 +151,35 @@ pub fn unguarded(container: &Container, reason: &str) -> v1::Signal {
             text::escaped(reason)
         ),
         ..v1::Signal::default()
+    }
+}
+
+/// The signal of a container that makes too many, without its numbers. `wall_ns`: when that began, nanoseconds since 1970.
+pub fn suppressed(cgroup_id: u64, container: Option<&Container>, wall_ns: u64) -> v1::Signal {
+    let place = match container {
+        Some(container) => text::escaped(&container.record.container_id),
+        None => format!("with cgroup {cgroup_id}"),
+    };
+    v1::Signal {
+        rule: RULE_SUPPRESSED.to_owned(),
+        // It may be to hide something.
+        severity: v1::Severity::High.into(),
+        time: Some(timestamp(wall_ns)),
+        container: Some(known_or_cgroup(container, cgroup_id)),
+        policy: container.map(|container| container.standing.policy.clone()).unwrap_or_default(),
+        backend: container.map_or(v1::Backend::Unspecified, |container| backend(container.record.backend)).into(),
+        message: format!(
+            "container {place} makes more than {PER_SECOND} signals a second after the first {BURST}: the others are told by \
+             number only"
+        ),
+        ..v1::Signal::default()
+    }
+}
+
+fn known_or_cgroup(container: Option<&Container>, cgroup_id: u64) -> v1::Container {
+    match container {
+        Some(container) => container_message(container),
+        None => v1::Container { cgroup_id, guarded: true, ..v1::Container::default() },
     }
 }
 
@@ -223,7 +257,8 @@ fn identifications(bits: u32) -> Vec<i32> {
     .collect()
 }
 
-fn verdict(verdict: Verdict) -> v1::Verdict {
+/// A verdict as the API shows it.
+pub fn verdict(verdict: Verdict) -> v1::Verdict {
     match verdict {
         Verdict::Detected => v1::Verdict::Detected,
         Verdict::WouldBlock => v1::Verdict::WouldBlock,
@@ -378,6 +413,16 @@ mod tests {
         );
         assert_eq!(signal.process.unwrap().argv[0], "\u{fffd}\x1b[2J");
         assert_eq!(signal.origin, i32::from(v1::Origin::ExecSession));
+    }
+
+    #[test]
+    fn a_container_that_makes_too_many_is_named() {
+        let signal = suppressed(42, Some(&container(42)), 1_700_000_000_000_000_000);
+        assert!(signal.message.starts_with("container c1 makes more than 100 signals a second"), "{}", signal.message);
+        assert_eq!((signal.rule.as_str(), signal.policy.as_str()), ("signals_suppressed", "default"));
+        let signal = suppressed(42, None, 1_700_000_000_000_000_000);
+        assert!(signal.message.starts_with("container with cgroup 42 makes"), "{}", signal.message);
+        assert_eq!(signal.container.unwrap().cgroup_id, 42);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use portcullis_policy::{
     comm::{PATTERN_SEVERITY, Pattern},
     compile::{Compiled, RuleFacts},
     omissions::Omissions,
+    repeat::Repeat,
 };
 
 /// The category of what only a policy's pattern knows.
@@ -29,11 +30,18 @@ pub struct Meaning {
     pub rules: Vec<RuleFacts>,
     /// Kernel id to pattern of comm.
     pub comm: BTreeMap<u32, Pattern>,
+    /// What is folded.
+    pub repeat: Repeat,
 }
 
 impl From<&Compiled> for Meaning {
     fn from(policy: &Compiled) -> Self {
-        Self { name: policy.entry.name.clone(), rules: policy.rules.clone(), comm: policy.comm.clone() }
+        Self {
+            name: policy.entry.name.clone(),
+            rules: policy.rules.clone(),
+            comm: policy.comm.clone(),
+            repeat: policy.repeat,
+        }
     }
 }
 
@@ -99,6 +107,20 @@ impl Tools {
     /// The name of the policy under which an event was made.
     pub fn policy_name(&self, event: &Event) -> Option<String> {
         self.read().policy(event.policy).map(|policy| policy.name.clone())
+    }
+
+    /// The id of an event's tool. As [`Tools::of`], for floods.
+    pub fn tool_id(&self, event: &Event) -> Option<String> {
+        let known = self.read();
+        if event.identified_by & identified_by::PATTERN != 0 {
+            return known.by_pattern(event).map(|(tool, _)| tool.id);
+        }
+        known.catalog.tool(event.tool).map(|tool| tool.id.clone())
+    }
+
+    /// What an event's policy says of repeats.
+    pub fn repeat(&self, event: &Event) -> Repeat {
+        self.read().policy(event.policy).map_or_else(Repeat::default, |policy| policy.repeat)
     }
 
     /// What the rule omits by which an event was made.

@@ -157,6 +157,38 @@ pub struct Signal {
     pub message: String,
     pub remote: Option<Endpoint>,
     pub related: Vec<u64>,
+    pub count: u64,
+    pub last_time: Option<Time>,
+    pub occurrences: Vec<Occurrence>,
+    pub suppressed: Vec<SuppressedCount>,
+}
+
+/// An event that was folded into a signal.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Occurrence {
+    pub pid: u32,
+    pub time: Option<Time>,
+    pub argv: Vec<String>,
+    pub argv_truncated: bool,
+}
+
+/// What was told by number only.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SuppressedCount {
+    pub tool: String,
+    pub verdict: Verdict,
+    pub count: u64,
+}
+
+/// What has become of a signal since it was stored.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SignalUpdate {
+    pub id: u64,
+    pub count: u64,
+    pub last_time: Option<Time>,
 }
 
 /// The other end of a socket.
@@ -307,7 +339,34 @@ impl From<v1::Signal> for Signal {
             message: signal.message,
             remote: signal.remote.map(|remote| Endpoint { address: remote.address, port: remote.port }),
             related: signal.related,
+            count: signal.count,
+            last_time: time(signal.last_time),
+            occurrences: signal.occurrences.into_iter().map(Into::into).collect(),
+            suppressed: signal.suppressed.into_iter().map(Into::into).collect(),
         }
+    }
+}
+
+impl From<v1::Occurrence> for Occurrence {
+    fn from(occurrence: v1::Occurrence) -> Self {
+        Self {
+            pid: occurrence.pid,
+            time: time(occurrence.time),
+            argv: occurrence.argv,
+            argv_truncated: occurrence.argv_truncated,
+        }
+    }
+}
+
+impl From<v1::SuppressedCount> for SuppressedCount {
+    fn from(suppressed: v1::SuppressedCount) -> Self {
+        Self { verdict: suppressed.verdict().into(), tool: suppressed.tool, count: suppressed.count }
+    }
+}
+
+impl From<v1::SignalUpdate> for SignalUpdate {
+    fn from(update: v1::SignalUpdate) -> Self {
+        Self { id: update.id, count: update.count, last_time: time(update.last_time) }
     }
 }
 

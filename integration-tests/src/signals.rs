@@ -23,6 +23,26 @@ pub struct Signal {
     pub message: String,
     pub remote: Option<Endpoint>,
     pub related: Vec<u64>,
+    pub count: u64,
+    pub occurrences: Vec<Occurrence>,
+    pub suppressed: Vec<SuppressedCount>,
+}
+
+/// An event that was folded into a signal.
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Occurrence {
+    pub pid: u32,
+    pub argv: Vec<String>,
+}
+
+/// What was told by number only.
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct SuppressedCount {
+    pub tool: String,
+    pub verdict: String,
+    pub count: u64,
 }
 
 /// The other end of a socket.

@@ -10,6 +10,7 @@ use crate::{
     exceptions::{self, EXCEPTIONS_MAX, Exception},
     omissions::{Omissions, REPEATS_MAX, WORD_MAX, WORDS_MAX, parse_repeats},
     policyset::{ImageException, Mode, OnAttachFailure, PolicyEntry},
+    repeat::Repeat,
     source::{Action, Place, Policy, Rule, SourceError},
     users::Users,
 };
@@ -71,6 +72,8 @@ pub struct Compiled {
     pub exceptions: Vec<Exception>,
     /// Kernel id to pattern of comm; those that are ignored as well, as they shield from shorter ones.
     pub comm: BTreeMap<u32, Pattern>,
+    /// What the agent folds.
+    pub repeat: Repeat,
 }
 
 /// Checks the policy against the catalogue and compiles it. `id` is the policy's key in the kernel's tables.
@@ -107,6 +110,7 @@ pub fn compile(catalog: &Catalog, policy: &Policy, id: u32) -> Result<Compiled, 
             rulings.insert(*kernel_id, Ruling { decisions, exceptions: bits(&exceptions, Exception::is_for_all) });
         }
     }
+    let repeat = Repeat::compile(file, &spec.repeat)?;
     let on_attach_failure = spec.on_attach_failure.unwrap_or(match spec.mode {
         Mode::Detect => OnAttachFailure::Allow,
         Mode::Enforce => OnAttachFailure::Deny,
@@ -119,7 +123,7 @@ pub fn compile(catalog: &Catalog, policy: &Policy, id: u32) -> Result<Compiled, 
         image_exceptions: image_exceptions(&exceptions),
         ..PolicyEntry::new(id, &policy.metadata.name, spec.mode, on_attach_failure)
     };
-    Ok(Compiled { entry, rulings, rules, exceptions, comm })
+    Ok(Compiled { entry, rulings, rules, exceptions, comm, repeat })
 }
 
 /// Whether a rule names a tool.

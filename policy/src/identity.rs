@@ -45,6 +45,8 @@ mod tests {
             ("onAttachFailure: allow", "onAttachFailure: deny"),
             ("  mode: detect", "  mode: detect\n  select: {pods: [web]}"),
             ("  mode: detect", "  mode: detect\n  requireBackend: lsm"),
+            ("window: 1h", "window: 10m"),
+            ("exe, cwd]", "exe]"),
             (
                 "    - categories: [diagnostics]\n      action: alert",
                 "    - categories: [diagnostics]\n      action: block",

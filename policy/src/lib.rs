@@ -12,6 +12,7 @@
 //! | [`exceptions`] | what passes although a rule names it |
 //! | [`omissions`] | what a rule does not report although it matches |
 //! | [`validate`] | everything that is wrong with a policy file |
+//! | [`repeat`] | when an execution is told as the repeat of an earlier one |
 //! | [`compile`] | catalogue and policy → kernel tables |
 //! | [`decide`] | what comes of one execution: as the kernel programs decide it |
 //! | [`identity`] | the id that a compiled policy has in the kernel's tables |
@@ -47,6 +48,8 @@ pub mod identity;
 pub mod omissions;
 pub mod policyset;
 pub mod record;
+#[cfg(feature = "source")]
+pub mod repeat;
 #[cfg(feature = "schema")]
 pub mod schema;
 pub mod select;

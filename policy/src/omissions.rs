@@ -33,9 +33,8 @@ fn contains(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len().max(1)).any(|part| part == word)
 }
 
-/// A time as policies have it: a number and `s`, `m`, `h` or `d`. `None` unless it is more than nothing and at most
-/// [`REPEATS_MAX`].
-pub fn parse_repeats(text: &str) -> Option<Duration> {
+/// A time as policies have it: a number and `s`, `m`, `h` or `d`. `None` unless it is at most [`REPEATS_MAX`].
+pub fn parse_time(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let unit = match unit {
         "s" => 1,
@@ -49,7 +48,12 @@ pub fn parse_repeats(text: &str) -> Option<Duration> {
         return None;
     }
     let time = Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(unit)?);
-    (Duration::ZERO < time && time <= REPEATS_MAX).then_some(time)
+    (time <= REPEATS_MAX).then_some(time)
+}
+
+/// The same for times in which something is a repeat: `None` for no time at all, too.
+pub fn parse_repeats(text: &str) -> Option<Duration> {
+    parse_time(text).filter(|time| !time.is_zero())
 }
 
 #[cfg(test)]
@@ -79,5 +83,6 @@ mod tests {
         for bad in ["", "1", "h", "+1h", "-1h", "1.5h", "1 h", "0s", "8d", "1ß", "99999999999999999999d"] {
             assert_eq!(parse_repeats(bad), None, "{bad}");
         }
+        assert_eq!(parse_time("0s"), Some(Duration::ZERO));
     }
 }

@@ -23,6 +23,7 @@ use serde_saphyr::{Location, Spanned};
 use crate::{
     catalog::Severity,
     policyset::{Backend, Mode, OnAttachFailure},
+    repeat,
     select::Select,
     yaml,
 };
@@ -161,6 +162,9 @@ pub struct Spec {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schemars(with = "Vec<Exception>"))]
     pub exceptions: Vec<Spanned<Exception>>,
+    /// When an execution is counted in an earlier one's signal. Default: within 1h, if it looks the same in everything.
+    #[serde(default)]
+    pub repeat: repeat::Source,
 }
 
 /// What to do about a match. The later is the stricter.

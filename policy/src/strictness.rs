@@ -41,7 +41,8 @@ fn mode(mode: Mode) -> u8 {
 /// What is done about each tool and each executable. Where both are named the stricter action holds, so it is enough to
 /// compare the ones with the ones and the others with the others.
 fn rules(this: &Compiled, other: &Compiled) -> bool {
-    tools(this, other) && patterns(this, other)
+    // What is folded is told less of.
+    this.repeat.folds_no_more_than(other.repeat) && tools(this, other) && patterns(this, other)
 }
 
 fn tools(this: &Compiled, other: &Compiled) -> bool {
@@ -191,6 +192,20 @@ mod tests {
         assert!(replaces(&plain, &excepts) && replaces(&excepts, &excepts));
         assert!(!replaces(&excepts, &plain) && !replaces(&rule(", exceptArguments: [x]"), &excepts));
         assert!(!replaces(&rule(", exceptRepeats: 1h"), &plain));
+    }
+
+    #[test]
+    fn folding_more_is_looser() {
+        let repeat = |repeat: &str| BASE.replace("{mode", &format!("{{repeat: {repeat}, mode"));
+        for stricter in
+            ["{window: 0s, keys: []}", "{window: 10m}", "{}", "{window: 1h, keys: [exe, cwd, user, parent, arguments]}"]
+        {
+            assert!(replaces(&repeat(stricter), BASE), "{stricter}");
+        }
+        for looser in ["{window: 2h}", "{window: 10m, keys: [arguments]}"] {
+            assert!(!replaces(&repeat(looser), BASE), "{looser}");
+        }
+        assert!(!replaces(BASE, &repeat("{window: 0s}")));
     }
 
     #[test]

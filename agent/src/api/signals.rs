@@ -68,9 +68,9 @@ impl SignalService for SignalApi {
     ) -> Result<Response<Self::WatchSignalsStream>, Status> {
         let request = request.into_inner();
         let filter = Filter::new(request.filter.as_ref())?;
-        let watcher =
-            Watcher::new(&self.store, filter, request.after_id, self.shutdown.clone(), Arc::clone(&self.watchers))
-                .await?;
+        let (after_id, after_revision) = (request.after_id, request.after_revision);
+        let (shutdown, watchers) = (self.shutdown.clone(), Arc::clone(&self.watchers));
+        let watcher = Watcher::new(&self.store, filter, after_id, after_revision, shutdown, watchers).await?;
         Ok(Response::new(watcher.spawn()))
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     records::RecordName,
     store::{
         self, Command, Limits, Sender,
-        entry::{Entry, Origin, Process},
+        entry::{Entry, Origin, Process, Update},
     },
     testing::{self, FakeTables},
 };
@@ -121,7 +121,11 @@ async fn watch_until(
     after_id: Option<u64>,
     last: u64,
 ) -> Vec<u64> {
-    let mut stream = client.watch_signals(WatchSignalsRequest { filter, after_id }).await.unwrap().into_inner();
+    let mut stream = client
+        .watch_signals(WatchSignalsRequest { filter, after_id, after_revision: None })
+        .await
+        .unwrap()
+        .into_inner();
     let mut ids = Vec::new();
     while ids.last() != Some(&last) {
         let message = timeout(Duration::from_secs(20), stream.message()).await.expect("a signal is missing").unwrap();
@@ -176,7 +180,7 @@ async fn a_watch_without_id_brings_only_what_is_new() {
     bed.put(1, "nc").await;
     bed.stored(1).await;
     let mut client = bed.signals().await;
-    let request = WatchSignalsRequest { filter: None, after_id: None };
+    let request = WatchSignalsRequest { filter: None, after_id: None, after_revision: None };
     let mut stream = client.watch_signals(request).await.unwrap().into_inner();
     bed.put(2, "nc").await;
     assert_eq!(stream.message().await.unwrap().unwrap().signal.unwrap().id, 2);
@@ -186,10 +190,47 @@ async fn a_watch_without_id_brings_only_what_is_new() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_of_repeats() {
+    let bed = bed();
+    bed.put(1, "nc").await;
+    bed.put(2, "dig").await;
+    bed.stored(2).await;
+    let filter = Some(SignalFilter { tool: "nc".into(), ..SignalFilter::default() });
+    let request = WatchSignalsRequest { filter, after_id: Some(0), after_revision: None };
+    let mut client = bed.signals().await;
+    let mut stream = client.watch_signals(request.clone()).await.unwrap().into_inner();
+    let signal = stream.message().await.unwrap().unwrap().signal.unwrap();
+    assert_eq!((signal.id, signal.count), (1, 1));
+    let repeat = async |number, count| {
+        let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
+        let changed = Signal { count, last_time: Some(timestamp(now_ns())), ..Signal::default() };
+        bed.sender.send(Command::Update(Update::new(origin, 1, &changed))).await.unwrap();
+    };
+    repeat(2, 2).await;
+    repeat(1, 5).await;
+    let message = stream.message().await.unwrap().unwrap();
+    let update = message.update.unwrap();
+    assert_eq!((message.signal, update.id, update.count), (None, 1, 5));
+    assert!(update.last_time.is_some());
+    // What changes while nobody watches is told to who comes back.
+    drop(stream);
+    repeat(1, 6).await;
+    bed.sources.store.revision().wait_for(|revision| *revision > update.revision).await.unwrap();
+    let request = WatchSignalsRequest { after_id: Some(2), after_revision: Some(update.revision), ..request };
+    let mut stream = client.watch_signals(request.clone()).await.unwrap().into_inner();
+    assert_eq!(stream.message().await.unwrap().unwrap().update.unwrap().count, 6);
+    // A revision of a store that was replaced.
+    let request = WatchSignalsRequest { after_revision: Some(u64::MAX), ..request };
+    let mut stream = client.watch_signals(request).await.unwrap().into_inner();
+    repeat(1, 7).await;
+    assert_eq!(stream.message().await.unwrap().unwrap().update.unwrap().count, 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_that_does_not_read_holds_nothing_up() {
     let bed = bed();
     let mut slow = bed.signals().await;
-    let request = WatchSignalsRequest { filter: None, after_id: Some(0) };
+    let request = WatchSignalsRequest { filter: None, after_id: Some(0), after_revision: None };
     let mut stream = slow.watch_signals(request).await.unwrap().into_inner();
     for number in 0..2000 {
         bed.put(number, "nc").await;
@@ -204,7 +245,7 @@ async fn a_watcher_that_does_not_read_holds_nothing_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_are_limited_and_leave() {
     let bed = bed();
-    let request = || WatchSignalsRequest { filter: None, after_id: None };
+    let request = || WatchSignalsRequest { filter: None, after_id: None, after_revision: None };
     let mut client = bed.signals().await;
     let mut second = bed.signals().await;
     let mut streams = Vec::new();
@@ -250,9 +291,9 @@ async fn lists_come_in_pages_and_errors_have_codes() {
     let filter = Some(SignalFilter { min_severity: 77, ..SignalFilter::default() });
     let request = ListSignalsRequest { filter: filter.clone(), ..ListSignalsRequest::default() };
     assert_eq!(client.list_signals(request).await.unwrap_err().code(), Code::InvalidArgument);
-    let request = WatchSignalsRequest { filter, after_id: None };
+    let request = WatchSignalsRequest { filter, after_id: None, after_revision: None };
     assert_eq!(client.watch_signals(request).await.unwrap_err().code(), Code::InvalidArgument);
-    let request = WatchSignalsRequest { filter: None, after_id: Some(8) };
+    let request = WatchSignalsRequest { filter: None, after_id: Some(8), after_revision: None };
     assert_eq!(client.watch_signals(request).await.unwrap_err().code(), Code::OutOfRange);
     let signal = client.get_signal(GetSignalRequest { id: 5 }).await.unwrap().into_inner().signal.unwrap();
     assert_eq!((signal.id, signal.message.as_str()), (5, "4"));

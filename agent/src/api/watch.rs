@@ -1,5 +1,6 @@
 //! The stream of signals. A watcher reads from the store only, from its cursor on, each time the newest id has grown: there
-//! is no gap and no duplicate between what is stored and what comes, and a slow watcher costs one page of memory.
+//! is no gap and no duplicate between what is stored and what comes, and a slow watcher costs one page of memory. What was
+//! stored before and has changed since it is told the same way, from another cursor on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -43,17 +44,21 @@ pub struct Watcher {
     store: Store,
     filter: Filter,
     cursor: u64,
+    /// Of changes.
+    revision: u64,
+    newest_revision: watch::Receiver<u64>,
     last_id: watch::Receiver<u64>,
     shutdown: watch::Receiver<bool>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Watcher {
-    /// Signals after `after_id`, or after the newest one of this moment.
+    /// Signals after `after_id`, or after the newest one of this moment; changes after `after_revision` likewise.
     pub async fn new(
         store: &Store,
         filter: Filter,
         after_id: Option<u64>,
+        after_revision: Option<u64>,
         shutdown: watch::Receiver<bool>,
         watchers: Arc<Semaphore>,
     ) -> Result<Self, WatchError> {
@@ -63,7 +68,12 @@ impl Watcher {
         if tokio::time::timeout(AHEAD, last_id.wait_for(|last| *last >= cursor)).await.is_err() {
             return Err(WatchError::Ahead { after_id: cursor, last_id: *store.last_id().borrow() });
         }
-        Ok(Self { store: store.clone(), filter, cursor, last_id, shutdown, _permit: permit })
+        let newest_revision = store.revision();
+        let newest = *newest_revision.borrow();
+        // One from a store that was replaced since may be greater.
+        let revision = after_revision.unwrap_or(newest).min(newest);
+        let store = store.clone();
+        Ok(Self { store, filter, cursor, revision, newest_revision, last_id, shutdown, _permit: permit })
     }
 
     /// Starts streaming.
@@ -87,6 +97,8 @@ impl Watcher {
     /// The error that ends the stream; `None` when the client is gone.
     async fn run(mut self, sender: &mpsc::Sender<Result<WatchSignalsResponse, Status>>) -> Option<Status> {
         loop {
+            // First the revision: what has it is stored by then, and its signal as well.
+            let newest_revision = *self.newest_revision.borrow_and_update();
             let newest = *self.last_id.borrow_and_update();
             let range = Range::After(self.cursor, newest);
             let page = match self.store.readers().page(self.filter.clone(), range, PAGE).await {
@@ -94,12 +106,35 @@ impl Watcher {
                 Err(error) => return Some(error.into()),
             };
             for signal in page.signals {
-                if sender.send(Ok(WatchSignalsResponse { signal: Some(signal) })).await.is_err() {
+                if sender.send(Ok(WatchSignalsResponse { signal: Some(signal), update: None })).await.is_err() {
                     return None;
                 }
             }
             self.cursor = page.next.unwrap_or(newest);
-            if page.next.is_none() && self.last_id.changed().await.is_err() {
+            if page.next.is_some() {
+                continue;
+            }
+            let revisions = (self.revision, newest_revision);
+            let changes = match self.store.readers().changes(self.filter.clone(), newest, revisions, PAGE).await {
+                Ok(changes) => changes,
+                Err(error) => return Some(error.into()),
+            };
+            let last = changes.updates.last().map(|update| update.revision);
+            for update in changes.updates {
+                if sender.send(Ok(WatchSignalsResponse { signal: None, update: Some(update) })).await.is_err() {
+                    return None;
+                }
+            }
+            if changes.more {
+                self.revision = last.unwrap_or(newest_revision);
+                continue;
+            }
+            self.revision = newest_revision;
+            let changed = tokio::select! {
+                changed = self.last_id.changed() => changed,
+                changed = self.newest_revision.changed() => changed,
+            };
+            if changed.is_err() {
                 return Some(WatchError::Stopping.into());
             }
         }

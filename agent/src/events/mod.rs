@@ -6,11 +6,17 @@
 //! | [`tracker`] | records into the table of containers, and out of it once their events are read |
 //! | [`sweep`] | what shims that died have left behind |
 //! | [`repeats`] | what a rule has reported of late |
+//! | [`folding`] | repeats become a count in the signal of the first |
+//! | [`rates`] | how many new signals a container may make |
+//! | [`suppressed`] | what is more than that, told by number |
 //!
 //! When the stage behind is busy this thread waits: events then stay in the ring buffer, which survives the agent, and
 //! what does not fit in there is counted by the kernel.
 
+mod folding;
+mod rates;
 mod repeats;
+mod suppressed;
 mod sweep;
 mod tracker;
 mod watch;
@@ -34,13 +40,17 @@ use rustix::{
 };
 use tokio::sync::mpsc;
 
-use self::{repeats::Repeats, sweep::Sweep, tracker::Tracker, watch::Watch};
+pub use self::rates::{BURST, PER_SECOND};
+use self::{
+    folding::Folding, rates::Rates, repeats::Repeats, suppressed::Suppressed, sweep::Sweep, tracker::Tracker,
+    watch::Watch,
+};
 use crate::{
-    clock::BootOffset,
+    clock::{BootOffset, boot_ns},
     containers::Containers,
     counters::Counters,
     enforcement::Enforcement,
-    image::Pending,
+    image::{Item, Pending},
     records::{RecordDirectory, RecordName},
     signal,
     store::entry::{Origin, Process},
@@ -50,6 +60,8 @@ use crate::{
 /// Events read before records are looked at again.
 const ROUND: usize = 256;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// At most so often the store is told what became of a signal that it has.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 /// While ended containers wait to be collected.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -96,7 +108,13 @@ pub struct EventLoop {
     enforcement: Enforcement,
     tools: Tools,
     repeats: Repeats,
-    signals: mpsc::Sender<Pending>,
+    folding: Folding,
+    rates: Rates,
+    suppressed: Suppressed,
+    updated: Instant,
+    /// The counter of repeats that came too late for their signal, as it was when last looked at.
+    repeats_lost: u64,
+    signals: mpsc::Sender<Item>,
     counters: Arc<Counters>,
 }
 
@@ -108,7 +126,7 @@ impl EventLoop {
         containers: Containers,
         enforcement: Enforcement,
         tools: Tools,
-        signals: mpsc::Sender<Pending>,
+        signals: mpsc::Sender<Item>,
         counters: Arc<Counters>,
     ) -> Result<(Self, Stop), EventsError> {
         let ring = Events::open(pins)?;
@@ -124,9 +142,24 @@ impl EventLoop {
         let stop = Arc::new(stop);
         let sweep = Sweep::new(guard, pins.links(), Arc::clone(&counters));
         let handle = Stop(Arc::clone(&stop));
-        let repeats = Repeats::default();
-        let this =
-            Self { ring, watch, stop, tracker, sweep, containers, enforcement, tools, repeats, signals, counters };
+        let this = Self {
+            ring,
+            watch,
+            stop,
+            tracker,
+            sweep,
+            containers,
+            enforcement,
+            tools,
+            repeats: Repeats::default(),
+            folding: Folding::default(),
+            rates: Rates::default(),
+            suppressed: Suppressed::default(),
+            updated: Instant::now(),
+            repeats_lost: 0,
+            signals,
+            counters,
+        };
         Ok((this, handle))
     }
 
@@ -139,6 +172,9 @@ impl EventLoop {
             let started = Instant::now();
             self.read_records()?;
             let drained = self.read_events()?;
+            if self.has_updates() && self.updated.elapsed() >= UPDATE_INTERVAL {
+                self.send_updates()?;
+            }
             if drained {
                 self.tracker.collect(started);
             }
@@ -149,17 +185,51 @@ impl EventLoop {
                 self.enforcement.settle();
                 self.tracker.send_unguarded()?;
                 self.containers.want_unanswered_images();
+                let now = boot_ns();
+                self.rates.prune(now);
+                self.suppressed.prune(now);
             }
             let timeout = if drained { self.timeout(next_sweep) } else { Duration::ZERO };
             if self.wait(timeout)? {
-                return Ok(());
+                return self.send_updates();
             }
         }
     }
 
     fn timeout(&self, next_sweep: Instant) -> Duration {
-        let until_sweep = next_sweep.saturating_duration_since(Instant::now());
-        if self.tracker.has_ended() { until_sweep.min(COLLECT_INTERVAL) } else { until_sweep }
+        let mut timeout = next_sweep.saturating_duration_since(Instant::now());
+        if self.tracker.has_ended() {
+            timeout = timeout.min(COLLECT_INTERVAL);
+        }
+        if self.has_updates() {
+            timeout = timeout.min(UPDATE_INTERVAL.saturating_sub(self.updated.elapsed()));
+        }
+        timeout
+    }
+
+    fn has_updates(&self) -> bool {
+        self.folding.has_changed() || self.suppressed.has_changed()
+    }
+
+    /// Tells the store what became of signals that it has.
+    fn send_updates(&mut self) -> Result<(), EventsError> {
+        self.updated = Instant::now();
+        let lost = self.counters.repeats_lost.get();
+        if lost != self.repeats_lost {
+            // Retention may remove what is still folded into. It is not known which, and any signal can be told anew.
+            self.repeats_lost = lost;
+            self.folding.forget();
+            self.suppressed.forget();
+        }
+        let updates = self.folding.updates().into_iter().map(Item::Update);
+        for item in updates.chain(self.suppressed.items(&self.containers, BootOffset::now())) {
+            self.send(item)?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, item: Item) -> Result<(), EventsError> {
+        self.signals.blocking_send(item).map_err(|_| EventsError::Closed)
     }
 
     /// Waits for something to do. Whether the thread is to end.
@@ -229,6 +299,16 @@ impl EventLoop {
         if self.is_omitted(event) {
             return Ok(());
         }
+        let repeat = self.tools.repeat(event);
+        let common = self.folding.common(event, repeat);
+        if common.is_some_and(|common| self.folding.fold(common, event, offset)) {
+            self.counters.repeats_folded.increment();
+            return Ok(());
+        }
+        if !self.rates.allow(event.cgroup_id, event.time_ns) {
+            self.suppress(event);
+            return Ok(());
+        }
         let name = RecordName::Cgroup(event.cgroup_id);
         let mut container = self.containers.get(&name);
         if container.is_none() {
@@ -243,6 +323,10 @@ impl EventLoop {
         let signal = signal::from_event(event, container.as_ref(), &self.tools, offset);
         let process = Process { pid: event.pid, start_time_ns: event.start_time_ns };
         let origin = Origin::Event { cgroup_id: event.cgroup_id, process, time_ns: event.time_ns };
+        if let Some(common) = common {
+            let forgotten = self.folding.begin(common, event, repeat, origin, offset);
+            self.counters.folds_forgotten.add(forgotten);
+        }
         let ancestors = event.lineage.iter();
         let mut kin: Vec<Process> =
             ancestors.map(|image| Process { pid: image.pid, start_time_ns: image.start_time_ns }).collect();
@@ -251,6 +335,18 @@ impl EventLoop {
         kin.sort_unstable();
         kin.dedup();
         let pending = Pending { origin, signal, kin, container: container.map(|_| name) };
-        self.signals.blocking_send(pending).map_err(|_| EventsError::Closed)
+        self.send(Item::Signal(Box::new(pending)))
+    }
+
+    /// Counts what is too much to be told.
+    fn suppress(&mut self, event: &Event) {
+        if self.counters.signals_suppressed.get() == 0 {
+            tracing::warn!(
+                cgroup_id = event.cgroup_id,
+                "a container makes too many signals: what is more is counted in a signal signals_suppressed; said once"
+            );
+        }
+        self.counters.signals_suppressed.increment();
+        self.suppressed.add(event, self.tools.tool_id(event).unwrap_or_default());
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     containers::{Containers, Inserted},
     counters::Counters,
     enforcement::Enforcement,
-    image::Pending,
+    image::{Item, Pending},
     records::{RecordDirectory, RecordName},
     signal,
     store::entry::Origin,
@@ -35,7 +35,7 @@ pub struct Tracker {
     directory: RecordDirectory,
     containers: Containers,
     enforcement: Enforcement,
-    signals: mpsc::Sender<Pending>,
+    signals: mpsc::Sender<Item>,
     counters: Arc<Counters>,
     ended: HashMap<RecordName, Ended>,
     unguarded: Vec<RecordName>,
@@ -51,7 +51,7 @@ impl Tracker {
         directory: RecordDirectory,
         containers: Containers,
         enforcement: Enforcement,
-        signals: mpsc::Sender<Pending>,
+        signals: mpsc::Sender<Item>,
         counters: Arc<Counters>,
     ) -> Self {
         Self { directory, containers, enforcement, signals, counters, ended: HashMap::new(), unguarded: Vec::new() }
@@ -130,7 +130,7 @@ impl Tracker {
             let origin = Origin::Unguarded { container: hash(&container.record) };
             let signal = signal::unguarded(&container, reason);
             let pending = Pending { origin, signal, kin: Vec::new(), container: Some(name) };
-            self.signals.blocking_send(pending).map_err(|_| EventsError::Closed)?;
+            self.signals.blocking_send(Item::Signal(Box::new(pending))).map_err(|_| EventsError::Closed)?;
         }
         Ok(())
     }
@@ -177,7 +177,7 @@ mod tests {
         run: tempfile::TempDir,
         tracker: Tracker,
         containers: Containers,
-        signals: mpsc::Receiver<Pending>,
+        signals: mpsc::Receiver<Item>,
     }
 
     fn bed() -> Bed {
@@ -244,7 +244,7 @@ mod tests {
         testing::write_record(bed.run.path(), &record);
         bed.tracker.scan().unwrap();
         bed.tracker.send_unguarded().unwrap();
-        let pending = bed.signals.try_recv().unwrap();
+        let Item::Signal(pending) = bed.signals.try_recv().unwrap() else { panic!("no signal") };
         assert_eq!(pending.signal.rule, "container_unguarded");
         bed.tracker.scan().unwrap();
         bed.tracker.send_unguarded().unwrap();

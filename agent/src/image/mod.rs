@@ -10,5 +10,5 @@ mod stage;
 
 pub use self::{
     resolver::resolve_images,
-    stage::{Pending, complete_signals},
+    stage::{Item, Pending, complete_signals},
 };

@@ -15,7 +15,7 @@ use crate::{
     records::RecordName,
     store::{
         Command, Sender, StoreError,
-        entry::{Entry, Origin, Process},
+        entry::{Entry, Origin, Process, Update},
     },
 };
 
@@ -23,6 +23,15 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Signals that wait at most. A decoded signal takes up to 100 kB (an argument list of empty strings).
 const WAITING: usize = 256;
+
+/// What comes from the ring buffer's thread.
+#[derive(Debug)]
+pub enum Item {
+    /// A new signal.
+    Signal(Box<Pending>),
+    /// What was folded into one that came before.
+    Update(Update),
+}
 
 /// A signal that may lack its image.
 #[derive(Debug)]
@@ -37,6 +46,14 @@ pub struct Pending {
     pub container: Option<RecordName>,
 }
 
+/// A signal that waits.
+struct Waiting {
+    deadline: Instant,
+    pending: Box<Pending>,
+    /// What was folded into it in the meantime.
+    update: Option<Update>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     /// It has its image, or there is none to be had.
@@ -47,45 +64,60 @@ enum Fate {
     Wait,
 }
 
-/// Works until the sender of `signals` is gone, and then until those that wait are stored.
+/// Works until the sender of `items` is gone, and then until those that wait are stored.
 pub async fn complete_signals(
-    mut signals: mpsc::Receiver<Pending>,
+    mut items: mpsc::Receiver<Item>,
     containers: Containers,
     store: Sender,
     counters: Arc<Counters>,
 ) -> Result<(), StoreError> {
-    let mut waiting: VecDeque<(Instant, Pending)> = VecDeque::new();
+    let mut waiting: VecDeque<Waiting> = VecDeque::new();
     loop {
-        let oldest = waiting.front().map(|(deadline, _)| *deadline);
+        let oldest = waiting.front().map(|waiting| waiting.deadline);
         tokio::select! {
-            received = signals.recv() => match received {
-                Some(mut pending) => match complete(&mut pending, &containers) {
-                    Fate::Wait => waiting.push_back((Instant::now() + PATIENCE, pending)),
-                    fate => put(&store, pending, fate, &counters).await?,
+            received = items.recv() => match received {
+                Some(Item::Signal(pending)) => {
+                    let mut new = Waiting { deadline: Instant::now() + PATIENCE, pending, update: None };
+                    match complete(&mut new.pending, &containers) {
+                        Fate::Wait => waiting.push_back(new),
+                        fate => put(&store, new, fate, &counters).await?,
+                    }
+                }
+                // It must not overtake its signal.
+                Some(Item::Update(update)) => match waiting.iter_mut().find(|one| one.pending.origin == update.origin) {
+                    Some(one) => one.add(update),
+                    None => store.send(Command::Update(update)).await?,
                 },
                 None => break,
             },
             () = containers.image_answered() => {
-                for (deadline, mut pending) in std::mem::take(&mut waiting) {
-                    match complete(&mut pending, &containers) {
-                        Fate::Wait => waiting.push_back((deadline, pending)),
-                        fate => put(&store, pending, fate, &counters).await?,
+                for mut one in std::mem::take(&mut waiting) {
+                    match complete(&mut one.pending, &containers) {
+                        Fate::Wait => waiting.push_back(one),
+                        fate => put(&store, one, fate, &counters).await?,
                     }
                 }
             }
             () = at(oldest) => {}
         }
         let now = Instant::now();
-        while waiting.len() > WAITING || waiting.front().is_some_and(|(deadline, _)| *deadline <= now) {
-            let Some((_, pending)) = waiting.pop_front() else { break };
-            put(&store, pending, Fate::Lacking, &counters).await?;
+        while waiting.len() > WAITING || waiting.front().is_some_and(|waiting| waiting.deadline <= now) {
+            let Some(one) = waiting.pop_front() else { break };
+            put(&store, one, Fate::Lacking, &counters).await?;
         }
     }
-    for (_, mut pending) in waiting {
-        let fate = complete(&mut pending, &containers);
-        put(&store, pending, fate, &counters).await?;
+    for mut one in waiting {
+        let fate = complete(&mut one.pending, &containers);
+        put(&store, one, fate, &counters).await?;
     }
     Ok(())
+}
+
+impl Waiting {
+    fn add(&mut self, mut update: Update) {
+        update.added += self.update.take().map_or(0, |before| before.added);
+        self.update = Some(update);
+    }
 }
 
 async fn at(deadline: Option<Instant>) {
@@ -111,11 +143,16 @@ fn complete(pending: &mut Pending, containers: &Containers) -> Fate {
     }
 }
 
-async fn put(store: &Sender, pending: Pending, fate: Fate, counters: &Counters) -> Result<(), StoreError> {
+async fn put(store: &Sender, waiting: Waiting, fate: Fate, counters: &Counters) -> Result<(), StoreError> {
     if fate != Fate::Complete {
         counters.signals_without_image.increment();
     }
-    store.send(Command::Signal(Entry::new(pending.origin, &pending.signal, pending.kin))).await
+    let Pending { origin, signal, kin, .. } = *waiting.pending;
+    store.send(Command::Signal(Entry::new(origin, &signal, kin))).await?;
+    match waiting.update {
+        Some(update) => store.send(Command::Update(update)).await,
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -125,22 +162,26 @@ mod tests {
     use super::*;
     use crate::{store, testing};
 
-    fn signal(number: u64) -> Pending {
-        Pending {
-            origin: Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number },
+    fn origin(number: u64) -> Origin {
+        Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number }
+    }
+
+    fn signal(number: u64) -> Item {
+        Item::Signal(Box::new(Pending {
+            origin: origin(number),
             signal: Signal {
                 container: Some(Container { id: "c1".into(), ..Container::default() }),
                 ..Signal::default()
             },
             kin: Vec::new(),
             container: Some(RecordName::Cgroup(42)),
-        }
+        }))
     }
 
     struct Bed {
         _state: tempfile::TempDir,
         containers: Containers,
-        signals: mpsc::Sender<Pending>,
+        signals: mpsc::Sender<Item>,
         store: store::Store,
     }
 
@@ -173,6 +214,18 @@ mod tests {
         let created = testing::record(42, "c1").created_ns;
         bed.containers.set_image(&RecordName::Cgroup(42), created, Image::Known("alpine".into()));
         assert_eq!(image_of(&bed.store, 1).await, "alpine");
+    }
+
+    #[tokio::test]
+    async fn repeats_wait_with_their_signal() {
+        let bed = bed();
+        bed.signals.send(signal(1)).await.unwrap();
+        for count in 2..=3 {
+            let changed = Signal { count, ..Signal::default() };
+            bed.signals.send(Item::Update(Update::new(origin(1), 1, &changed))).await.unwrap();
+        }
+        bed.store.revision().wait_for(|revision| *revision > 0).await.unwrap();
+        assert_eq!(bed.store.readers().signal(1).await.unwrap().unwrap().count, 3);
     }
 
     #[tokio::test]

@@ -50,6 +50,13 @@ pub enum Origin {
         /// Hash of the container's key.
         container: [u8; 32],
     },
+    /// What a container does too much of.
+    Suppressed {
+        /// The guarded cgroup.
+        cgroup_id: u64,
+        /// When the first such event was made, `CLOCK_BOOTTIME`.
+        time_ns: u64,
+    },
 }
 
 /// How the origins of all of a process's events begin.
@@ -78,12 +85,42 @@ impl Origin {
                 bytes
             }
             Self::Unguarded { container } => [&b"u"[..], &container].concat(),
+            Self::Suppressed { cgroup_id, time_ns } => {
+                [&b"s"[..], &cgroup_id.to_be_bytes(), &time_ns.to_be_bytes()].concat()
+            }
         }
     }
 
     /// Whether seeing it twice says that something is wrong.
     pub(super) fn is_once_only(self) -> bool {
         matches!(self, Self::Event { .. })
+    }
+}
+
+/// What has been folded into a signal since it was sent to the store. Of several the last holds: each tells all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update {
+    /// Which signal.
+    pub origin: Origin,
+    /// How many events no update has told of before.
+    pub added: u64,
+    pub(super) count: u64,
+    pub(super) last_ns: i64,
+    /// An encoded signal that has only what changes.
+    pub(super) body: Vec<u8>,
+}
+
+impl Update {
+    /// `changed`: a signal that has only what changes, its count and last time among it.
+    pub fn new(origin: Origin, added: u64, changed: &Signal) -> Self {
+        let last_ns = changed.last_time.as_ref().and_then(clock::from_timestamp).unwrap_or_default();
+        Self { origin, added, count: changed.count, last_ns, body: changed.encode_to_vec() }
+    }
+
+    /// How many events the signal stands for by now.
+    #[cfg(test)]
+    pub fn count(&self) -> u64 {
+        self.count
     }
 }
 

@@ -10,7 +10,9 @@ use crate::clock;
 /// A filter that makes sense.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Filter {
-    conditions: Vec<(&'static str, Value)>,
+    conditions: Vec<&'static str>,
+    /// One for each `?`.
+    values: Vec<Value>,
     fingerprint: u64,
 }
 
@@ -37,13 +39,14 @@ impl Filter {
     /// Checks a request's filter; unset means everything.
     pub fn new(filter: Option<&SignalFilter>) -> Result<Self, FilterError> {
         let Some(filter) = filter else {
-            return Ok(Self { conditions: Vec::new(), fingerprint: fingerprint(&SignalFilter::default()) });
+            let fingerprint = fingerprint(&SignalFilter::default());
+            return Ok(Self { conditions: Vec::new(), values: Vec::new(), fingerprint });
         };
         let verdict = Verdict::try_from(filter.verdict)
             .map_err(|_| FilterError::Unknown { field: "verdict", value: filter.verdict })?;
         let severity = Severity::try_from(filter.min_severity)
             .map_err(|_| FilterError::Unknown { field: "min_severity", value: filter.min_severity })?;
-        let mut conditions = Vec::new();
+        let (mut conditions, mut values) = (Vec::new(), Vec::new());
         for (condition, text) in [
             ("container_id = ?", &filter.container_id),
             ("tool = ?", &filter.tool),
@@ -54,24 +57,29 @@ impl Filter {
             ("pod_name = ?", &filter.pod_name),
         ] {
             if !text.is_empty() {
-                conditions.push((condition, Value::from(text.clone())));
+                conditions.push(condition);
+                values.push(Value::from(text.clone()));
             }
         }
         if verdict != Verdict::Unspecified {
-            conditions.push(("verdict = ?", Value::from(filter.verdict)));
+            conditions.push("verdict = ?");
+            values.push(Value::from(filter.verdict));
         }
         if severity != Severity::Unspecified {
-            conditions.push(("severity >= ?", Value::from(filter.min_severity)));
+            conditions.push("severity >= ?");
+            values.push(Value::from(filter.min_severity));
         }
-        for (field, condition, time) in
-            [("since", "time_ns >= ?", filter.since), ("until", "time_ns < ?", filter.until)]
-        {
-            if let Some(time) = time {
-                let ns = clock::from_timestamp(&time).ok_or(FilterError::Time { field })?;
-                conditions.push((condition, Value::from(ns)));
-            }
+        let ns = |field, time| clock::from_timestamp(time).ok_or(FilterError::Time { field });
+        if let Some(since) = &filter.since {
+            // What began earlier may have gone on.
+            conditions.push("(time_ns >= ? OR signals.id IN (SELECT id FROM repeats WHERE last_ns >= ?))");
+            values.extend([Value::from(ns("since", since)?), Value::from(ns("since", since)?)]);
         }
-        Ok(Self { conditions, fingerprint: fingerprint(filter) })
+        if let Some(until) = &filter.until {
+            conditions.push("time_ns < ?");
+            values.push(Value::from(ns("until", until)?));
+        }
+        Ok(Self { conditions, values, fingerprint: fingerprint(filter) })
     }
 
     /// Tells filters apart, in page tokens.
@@ -79,9 +87,9 @@ impl Filter {
         self.fingerprint
     }
 
-    /// The conditions, and a value for each `?`.
-    pub(super) fn conditions(&self) -> &[(&'static str, Value)] {
-        &self.conditions
+    /// The conditions on a row of signals, and a value for each `?`.
+    pub(super) fn conditions(&self) -> (&[&'static str], &[Value]) {
+        (&self.conditions, &self.values)
     }
 }
 

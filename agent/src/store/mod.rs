@@ -2,7 +2,7 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`entry`] | a signal on its way in, encoded, with what makes it unique |
+//! | [`entry`] | a signal on its way in, encoded, with what makes it unique; what is folded into it later |
 //! | [`schema`] | tables, and opening a database that may be corrupt |
 //! | [`writer`] | the thread: batches, retries, then tells watchers the newest id |
 //! | [`retention`] | what goes when there is too much |
@@ -33,7 +33,11 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
-use self::{entry::Entry, reader::Readers, writer::Writer};
+use self::{
+    entry::{Entry, Update},
+    reader::Readers,
+    writer::Writer,
+};
 use crate::counters::Counters;
 
 /// The database below the state directory.
@@ -113,6 +117,8 @@ pub struct ContainerKey {
 pub enum Command {
     /// Store a signal, unless it is stored already.
     Signal(Entry),
+    /// Tell what was folded into a signal.
+    Update(Update),
     /// Remember a container's image.
     Image(ContainerKey, String),
     /// Apply retention by age.
@@ -135,6 +141,7 @@ impl Sender {
 pub struct Store {
     readers: Arc<Readers>,
     last_id: watch::Receiver<u64>,
+    revision: watch::Receiver<u64>,
     stored: Arc<AtomicU64>,
 }
 
@@ -147,6 +154,11 @@ impl Store {
     /// Changes after each commit to the id of the newest signal.
     pub fn last_id(&self) -> watch::Receiver<u64> {
         self.last_id.clone()
+    }
+
+    /// Changes after each commit that has changed signals stored before, to the newest change's revision.
+    pub fn revision(&self) -> watch::Receiver<u64> {
+        self.revision.clone()
     }
 
     /// Number of signals stored.
@@ -169,6 +181,7 @@ pub fn open(
     let path = directory.join(FILE_NAME);
     let connection = schema::open(&path, &counters)?;
     let (last_id_sender, last_id) = watch::channel(0);
+    let (revision_sender, revision) = watch::channel(0);
     let readers = Arc::new(Readers::new(path.clone()));
     let stored = Arc::new(AtomicU64::new(0));
     let mut writer = Writer {
@@ -177,6 +190,7 @@ pub fn open(
         limits,
         counters,
         last_id: last_id_sender,
+        revision: revision_sender,
         stored: Arc::clone(&stored),
         readers: Arc::clone(&readers),
     };
@@ -186,7 +200,7 @@ pub fn open(
         .name("store".to_owned())
         .spawn(move || writer.run(receiver))
         .map_err(StoreError::Thread)?;
-    Ok((Sender(sender), Store { readers, last_id, stored }, thread))
+    Ok((Sender(sender), Store { readers, last_id, revision, stored }, thread))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Queries, on a few read-only connections; each runs on a thread that may block.
 
 use std::{
+    iter,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -9,12 +10,13 @@ use std::{
     time::Duration,
 };
 
-use portcullis_proto::v1::Signal;
+use portcullis_proto::v1::{Signal, SignalUpdate};
 use prost::Message;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params, params_from_iter, types::Value};
 use tokio::sync::Semaphore;
 
 use super::{ContainerKey, StoreError, filter::Filter};
+use crate::clock::timestamp;
 
 /// Queries at a time; more wait.
 const CONNECTIONS: usize = 4;
@@ -37,6 +39,15 @@ pub struct Page {
     pub signals: Vec<Signal>,
     /// The last id looked at, when the range may hold more.
     pub next: Option<u64>,
+}
+
+/// What has changed in signals that were stored before.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// By their revisions.
+    pub updates: Vec<SignalUpdate>,
+    /// Whether there may be more.
+    pub more: bool,
 }
 
 /// The connections.
@@ -97,15 +108,29 @@ impl Readers {
         self.run(move |connection| page(connection, &filter, range, limit)).await
     }
 
+    /// The newest changes of signals up to an id that pass a filter, with revisions above the first and up to the second,
+    /// `limit` at most.
+    pub async fn changes(
+        &self,
+        filter: Filter,
+        up_to: u64,
+        revisions: (u64, u64),
+        limit: usize,
+    ) -> Result<Changes, StoreError> {
+        self.run(move |connection| changes(connection, &filter, up_to, revisions, limit)).await
+    }
+
     /// One signal.
     pub async fn signal(&self, id: u64) -> Result<Option<Signal>, StoreError> {
         let Ok(key) = i64::try_from(id) else { return Ok(None) };
         self.run(move |connection| {
             connection
-                .prepare_cached("SELECT body FROM signals WHERE id = ?1")?
-                .query_row([key], |row| row.get::<_, Vec<u8>>(0))
+                .prepare_cached(
+                    "SELECT signals.body, repeats.body FROM signals LEFT JOIN repeats USING (id) WHERE signals.id = ?1",
+                )?
+                .query_row([key], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Option<Vec<u8>>>(1)?)))
                 .optional()?
-                .map(|body| decode(id, &body))
+                .map(|(body, changed)| decode(id, &body, changed.as_deref()))
                 .transpose()
         })
         .await
@@ -131,23 +156,38 @@ fn open(path: &std::path::Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn decode(id: u64, body: &[u8]) -> Result<Signal, StoreError> {
-    let mut signal = Signal::decode(body).map_err(|source| StoreError::Body { id, source })?;
+fn decode(id: u64, body: &[u8], changed: Option<&[u8]>) -> Result<Signal, StoreError> {
+    let mut signal = Signal::default();
+    // What comes later holds; of lists, both: what changes is in the second alone.
+    for part in iter::once(body).chain(changed) {
+        signal.merge(part).map_err(|source| StoreError::Body { id, source })?;
+    }
     signal.id = id;
+    if signal.count == 0 {
+        (signal.count, signal.last_time) = (1, signal.time);
+    }
     Ok(signal)
 }
 
+fn integer(number: u64) -> Value {
+    Value::from(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
 fn page(connection: &Connection, filter: &Filter, range: Range, limit: usize) -> Result<Page, StoreError> {
-    let id = |id: u64| Value::from(i64::try_from(id).unwrap_or(i64::MAX));
     let (mut conditions, mut values, order) = match range {
-        Range::Before(below) => (vec!["id < ?"], vec![id(below)], "DESC"),
-        Range::After(above, up_to) => (vec!["id > ?", "id <= ?"], vec![id(above), id(up_to)], "ASC"),
+        Range::Before(below) => (vec!["signals.id < ?"], vec![integer(below)], "DESC"),
+        Range::After(above, up_to) => {
+            (vec!["signals.id > ?", "signals.id <= ?"], vec![integer(above), integer(up_to)], "ASC")
+        }
     };
-    for (condition, value) in filter.conditions() {
-        conditions.push(condition);
-        values.push(value.clone());
-    }
-    let sql = format!("SELECT id, body FROM signals WHERE {} ORDER BY id {order}", conditions.join(" AND "));
+    let (filters, filter_values) = filter.conditions();
+    conditions.extend(filters);
+    values.extend_from_slice(filter_values);
+    let sql = format!(
+        "SELECT signals.id, signals.body, repeats.body FROM signals LEFT JOIN repeats USING (id) WHERE {} \
+         ORDER BY signals.id {order}",
+        conditions.join(" AND ")
+    );
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
     let mut page = Page::default();
@@ -160,11 +200,47 @@ fn page(connection: &Connection, filter: &Filter, range: Range, limit: usize) ->
         last = u64::try_from(row.get::<_, i64>(0)?).unwrap_or_default();
         let body = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
         bytes += body.len();
-        match decode(last, body) {
+        let changed = row.get_ref(2)?.as_blob_or_null().map_err(rusqlite::Error::from)?;
+        bytes += changed.map_or(0, <[u8]>::len);
+        match decode(last, body, changed) {
             Ok(signal) => page.signals.push(signal),
             // One bad row must not hide all others.
             Err(error) => tracing::warn!(%error, "a stored signal was left out"),
         }
     }
     Ok(page)
+}
+
+fn changes(
+    connection: &Connection,
+    filter: &Filter,
+    up_to: u64,
+    (above, newest): (u64, u64),
+    limit: usize,
+) -> Result<Changes, StoreError> {
+    let mut conditions = vec!["revision > ?", "revision <= ?", "signals.id <= ?"];
+    let mut values = vec![integer(above), integer(newest), integer(up_to)];
+    let (filters, filter_values) = filter.conditions();
+    conditions.extend(filters);
+    values.extend_from_slice(filter_values);
+    values.push(Value::from(i64::try_from(limit).unwrap_or(i64::MAX)));
+    // CROSS JOIN: by revision, however few signals the filter leaves.
+    let sql = format!(
+        "SELECT signals.id, count, last_ns, revision FROM repeats CROSS JOIN signals USING (id) WHERE {} \
+         ORDER BY revision LIMIT ?",
+        conditions.join(" AND ")
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(params_from_iter(values))?;
+    let mut updates = Vec::new();
+    while let Some(row) = rows.next()? {
+        let number = |column| Ok::<_, rusqlite::Error>(u64::try_from(row.get::<_, i64>(column)?).unwrap_or_default());
+        updates.push(SignalUpdate {
+            id: number(0)?,
+            count: number(1)?,
+            last_time: Some(timestamp(number(2)?)),
+            revision: number(3)?,
+        });
+    }
+    Ok(Changes { more: updates.len() >= limit, updates })
 }

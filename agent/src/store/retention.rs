@@ -14,11 +14,14 @@ const STEP: i64 = 1000;
 /// Pages given back to the file system in one step (4 MB).
 const VACUUM_PAGES: i64 = 1000;
 
-/// Removes what is too old. Returns the number of signals removed.
+/// Removes what is too old, that is to say: was not seen again of late. Returns the number of signals removed.
 pub fn by_age(connection: &Connection, max_age: Duration) -> rusqlite::Result<u64> {
     let age = u64::try_from(max_age.as_nanos()).unwrap_or(u64::MAX);
     let oldest = i64::try_from(clock::now_ns().saturating_sub(age)).unwrap_or(0);
-    let removed = connection.execute("DELETE FROM signals WHERE time_ns < ?1", [oldest])?;
+    let removed = connection.execute(
+        "DELETE FROM signals WHERE time_ns < ?1 AND id NOT IN (SELECT id FROM repeats WHERE last_ns >= ?1)",
+        [oldest],
+    )?;
     connection.execute("DELETE FROM containers WHERE stored_ns < ?1", [oldest])?;
     connection.execute(
         "DELETE FROM containers WHERE stored_ns <

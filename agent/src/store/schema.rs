@@ -11,10 +11,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::StoreError;
 use crate::{clock, counters::Counters};
 
-/// `PRAGMA user_version`.
-const VERSION: i64 = 1;
+/// What leads from each version (`PRAGMA user_version`) to the next. Only ever added to: a database of any earlier version
+/// becomes one of this.
+const STEPS: [&str; 2] = [SIGNALS, REPEATS];
 
-const TABLES: &str = "
+pub(super) const SIGNALS: &str = "
 BEGIN IMMEDIATE;
 CREATE TABLE signals (
     -- AUTOINCREMENT: an id that retention has freed is not given again.
@@ -51,6 +52,23 @@ CREATE TABLE containers (
     PRIMARY KEY (namespace, id, created_ns)
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = 1;
+COMMIT;
+";
+
+/// Apart from signals, whose rows are large: what goes on for long is written once a second.
+const REPEATS: &str = "
+BEGIN IMMEDIATE;
+CREATE TABLE repeats (
+    id INTEGER PRIMARY KEY REFERENCES signals (id) ON DELETE CASCADE,
+    -- Grows with every change of any row.
+    revision INTEGER NOT NULL UNIQUE,
+    count INTEGER NOT NULL,
+    last_ns INTEGER NOT NULL,
+    -- portcullis.v1.Signal with only what has changed.
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX repeats_last ON repeats (last_ns);
+PRAGMA user_version = 2;
 COMMIT;
 ";
 
@@ -98,14 +116,18 @@ fn try_open(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update_and_check(None, "journal_size_limit", 16 << 20, |row| row.get::<_, i64>(0))?;
     connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version == 0 {
-        connection.execute_batch(TABLES)?;
-    } else if version != VERSION {
-        return Err(rusqlite::Error::IntegralValueOutOfRange(0, version));
+    let steps = usize::try_from(version).ok().and_then(|version| STEPS.get(version..));
+    for step in steps.ok_or(rusqlite::Error::IntegralValueOutOfRange(0, version))? {
+        connection.execute_batch(step)?;
     }
     // Touches every table and index root.
-    connection.query_row("SELECT (SELECT max(id) FROM signals), (SELECT count(*) FROM containers)", [], |_| Ok(()))?;
+    connection.query_row(
+        "SELECT (SELECT max(id) FROM signals), (SELECT count(*) FROM containers), (SELECT max(id) FROM repeats)",
+        [],
+        |_| Ok(()),
+    )?;
     Ok(connection)
 }
 

@@ -1,9 +1,9 @@
 use std::os::unix::fs::FileExt;
 
-use portcullis_proto::v1::{Container, Pod, Severity, Signal, SignalFilter, Tool, Verdict};
+use portcullis_proto::v1::{Container, Occurrence, Pod, Severity, Signal, SignalFilter, Tool, Verdict};
 
 use super::{
-    entry::{Origin, Process},
+    entry::{Origin, Process, Update},
     filter::Filter,
     reader::Range,
     *,
@@ -277,4 +277,127 @@ async fn signals_of_a_process_and_its_ancestors_are_related() {
     let related: Vec<&[u64]> = page.signals.iter().map(|signal| signal.related.as_slice()).collect();
     assert_eq!(related[..6], [&[][..], &[1], &[], &[], &[2], &[1, 2, 5]]);
     assert_eq!(related[25], (10..26).collect::<Vec<u64>>());
+}
+
+fn origin(number: u64) -> Origin {
+    Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number }
+}
+
+/// `count` events by now, the last of them so many seconds ago.
+fn update(number: u64, added: u64, count: u64, seconds: u64) -> Command {
+    let time = timestamp(now_ns() - seconds * 1_000_000_000);
+    let occurrence = Occurrence { pid: 9, time: Some(time), ..Occurrence::default() };
+    let changed = Signal { count, last_time: Some(time), occurrences: vec![occurrence; 4], ..Signal::default() };
+    Command::Update(Update::new(origin(number), added, &changed))
+}
+
+#[tokio::test]
+async fn repeats_change_a_signal_and_not_its_place() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    bed.put(1, signal("nc", 100)).await;
+    bed.put(2, signal("nc", 90)).await;
+    for count in 2..=300 {
+        bed.send(update(1, 1, count, 10)).await;
+    }
+    bed.close().await;
+    assert_eq!(bed.ids(SignalFilter::default()).await, [2, 1]);
+    let signal = |id| bed.store.readers().signal(id);
+    let [repeated, once] = [signal(1).await.unwrap().unwrap(), signal(2).await.unwrap().unwrap()];
+    assert_eq!((repeated.id, repeated.count, repeated.occurrences.len()), (1, 300, 4));
+    assert!(repeated.last_time.unwrap().seconds > repeated.time.unwrap().seconds + 80);
+    assert_eq!((once.count, once.last_time, once.occurrences.len()), (1, once.time, 0));
+    assert_eq!((bed.store.stored(), bed.counters.repeats_lost.get()), (2, 0));
+    let page = bed.store.readers().page(Filter::new(None).unwrap(), Range::After(0, u64::MAX), 10).await.unwrap();
+    assert_eq!(page.signals, [repeated, once]);
+
+    let ago = |seconds: u64| Some(timestamp(now_ns() - seconds * 1_000_000_000));
+    let range = |since, until| SignalFilter { since, until, ..SignalFilter::default() };
+    assert_eq!(bed.ids(range(ago(20), None)).await, [1], "it has gone on");
+    assert_eq!(bed.ids(range(ago(60), ago(40))).await, [1], "before and after");
+    assert_eq!(bed.ids(range(None, ago(95))).await, [1]);
+    assert!(bed.ids(range(ago(5), None)).await.is_empty());
+}
+
+#[tokio::test]
+async fn changes_are_told_by_revision() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    bed.put(1, signal("nc", 1)).await;
+    bed.put(2, signal("dig", 1)).await;
+    for command in [update(1, 1, 2, 1), update(2, 1, 2, 1), update(1, 1, 3, 1)] {
+        bed.send(command).await;
+    }
+    bed.close().await;
+    let newest = *bed.store.revision().borrow();
+    let changes = async |filter: SignalFilter, up_to, after, limit| {
+        let filter = Filter::new(Some(&filter)).unwrap();
+        let changes = bed.store.readers().changes(filter, up_to, (after, newest), limit).await.unwrap();
+        (
+            changes.updates.iter().map(|update| (update.id, update.count)).collect::<Vec<_>>(),
+            changes.updates,
+            changes.more,
+        )
+    };
+    let all = SignalFilter::default;
+    let (told, updates, more) = changes(all(), 2, 0, 10).await;
+    assert_eq!((told, more), (vec![(2, 2), (1, 3)], false));
+    assert_eq!(updates[1].revision, newest);
+    assert_eq!(changes(all(), 2, updates[0].revision, 10).await.0, [(1, 3)]);
+    assert_eq!(changes(all(), 1, 0, 10).await.0, [(1, 3)], "the other is not known yet");
+    assert!(changes(all(), 2, 0, 1).await.2, "there is more");
+    assert_eq!(changes(SignalFilter { tool: "dig".into(), ..all() }, 2, 0, 10).await.0, [(2, 2)]);
+    let bed = Bed::open(state.path(), LIMITS);
+    assert_eq!(*bed.store.revision().borrow(), newest, "it is read back");
+}
+
+#[tokio::test]
+async fn what_is_folded_into_a_signal_that_is_gone_is_counted() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    bed.put(1, signal("nc", 2 * 3600)).await;
+    bed.put(2, signal("nc", 2 * 3600)).await;
+    bed.send(update(2, 5, 6, 1)).await;
+    bed.close().await;
+    // It removes what is old first of all.
+    let mut bed = Bed::open(state.path(), LIMITS);
+    bed.send(update(1, 7, 8, 1)).await;
+    bed.close().await;
+    assert_eq!(bed.ids(SignalFilter::default()).await, [2], "what goes on is not old");
+    assert_eq!(bed.counters.repeats_lost.get(), 7);
+    let connection = rusqlite::Connection::open(state.path().join(FILE_NAME)).unwrap();
+    connection.pragma_update(None, "foreign_keys", true).unwrap();
+    connection.execute("DELETE FROM signals", []).unwrap();
+    let left: i64 = connection.query_row("SELECT count(*) FROM repeats", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 0, "repeats go with their signal");
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_taken_over() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join(FILE_NAME);
+    {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").unwrap();
+        connection.execute_batch(schema::SIGNALS).unwrap();
+        let entry = Entry::new(origin(1), &signal("nc", 5), Vec::new());
+        connection
+            .execute(
+                "INSERT INTO signals (id, origin, time_ns, rule, verdict, severity, tool, category, container_id, image,
+                 pod_namespace, pod_name, body) VALUES (7, ?1, ?2, '', 1, 1, 'nc', '', '', '', '', '', ?3)",
+                rusqlite::params![entry.origin.to_bytes(), entry.time_ns, entry.body],
+            )
+            .unwrap();
+    }
+    let mut bed = Bed::open(state.path(), LIMITS);
+    bed.put(2, signal("nc", 1)).await;
+    bed.send(update(1, 1, 2, 1)).await;
+    bed.close().await;
+    assert_eq!(bed.ids(SignalFilter::default()).await, [8, 7]);
+    assert_eq!(bed.store.readers().signal(7).await.unwrap().unwrap().count, 2);
+    assert_eq!(bed.counters.store_replaced.get(), 0);
+    let version = |connection: &rusqlite::Connection| {
+        connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap()
+    };
+    assert_eq!(version(&rusqlite::Connection::open(path).unwrap()), 2);
 }

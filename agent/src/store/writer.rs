@@ -15,7 +15,12 @@ use prost::Message;
 use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, watch};
 
-use super::{Command, ContainerKey, Limits, StoreError, entry::Entry, reader::Readers, retention, schema};
+use super::{
+    Command, ContainerKey, Limits, StoreError,
+    entry::{Entry, Update},
+    reader::Readers,
+    retention, schema,
+};
 use crate::{clock, counters::Counters};
 
 /// Commands of one transaction at most.
@@ -32,6 +37,7 @@ pub(super) struct Writer {
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
     pub(super) last_id: watch::Sender<u64>,
+    pub(super) revision: watch::Sender<u64>,
     pub(super) stored: Arc<AtomicU64>,
     pub(super) readers: Arc<Readers>,
 }
@@ -42,6 +48,9 @@ struct Outcome {
     inserted: u64,
     duplicates: u64,
     last_id: Option<i64>,
+    /// Events that were folded into signals that are gone.
+    orphans: u64,
+    revision: Option<u64>,
 }
 
 impl Writer {
@@ -70,19 +79,27 @@ impl Writer {
             |row| row.get(0),
         )?;
         let stored: i64 = self.connection.query_row("SELECT count(*) FROM signals", [], |row| row.get(0))?;
+        let revision: i64 =
+            self.connection.query_row("SELECT coalesce(max(revision), 0) FROM repeats", [], |row| row.get(0))?;
         self.stored.store(u64::try_from(stored).unwrap_or(0), Ordering::Relaxed);
+        self.revision.send_replace(u64::try_from(revision).unwrap_or(0));
         self.last_id.send_replace(u64::try_from(last).unwrap_or(0));
         Ok(())
     }
 
     fn write(&mut self, batch: &[Command]) {
         for attempt in 1..=ATTEMPTS {
-            match transaction(&mut self.connection, batch) {
+            let revision = *self.revision.borrow();
+            match transaction(&mut self.connection, batch, revision) {
                 Ok(outcome) => {
                     self.counters.duplicates.add(outcome.duplicates);
+                    self.counters.repeats_lost.add(outcome.orphans);
                     self.stored.fetch_add(outcome.inserted, Ordering::Relaxed);
                     if let Some(last) = outcome.last_id {
                         self.last_id.send_replace(u64::try_from(last).unwrap_or(0));
+                    }
+                    if let Some(revision) = outcome.revision {
+                        self.revision.send_replace(revision);
                     }
                     return;
                 }
@@ -96,7 +113,10 @@ impl Writer {
         let signals = batch.iter().filter(|command| matches!(command, Command::Signal(_))).count();
         let signals = u64::try_from(signals).unwrap_or(0);
         self.counters.store_dropped.add(signals);
-        tracing::error!(signals, "signals were dropped because the database does not take them");
+        let repeats =
+            batch.iter().map(|command| if let Command::Update(update) = command { update.added } else { 0 }).sum();
+        self.counters.repeats_lost.add(repeats);
+        tracing::error!(signals, repeats, "signals were dropped because the database does not take them");
     }
 
     fn replace(&mut self, cause: &rusqlite::Error) {
@@ -139,9 +159,11 @@ impl Writer {
     }
 }
 
-fn transaction(connection: &mut Connection, batch: &[Command]) -> rusqlite::Result<Outcome> {
+fn transaction(connection: &mut Connection, batch: &[Command], revision: u64) -> rusqlite::Result<Outcome> {
     let transaction = connection.transaction()?;
     let mut outcome = Outcome::default();
+    // The clock's microseconds, so that it grows even if retention has removed the greatest; a JSON number holds them.
+    let mut revision = revision.max(clock::now_ns() / 1000);
     for command in batch {
         match command {
             Command::Signal(entry) => {
@@ -150,6 +172,14 @@ fn transaction(connection: &mut Connection, batch: &[Command]) -> rusqlite::Resu
                     outcome.last_id = Some(transaction.last_insert_rowid());
                 } else if entry.origin.is_once_only() {
                     outcome.duplicates += 1;
+                }
+            }
+            Command::Update(update) => {
+                revision += 1;
+                if change(&transaction, update, revision)? {
+                    outcome.revision = Some(revision);
+                } else {
+                    outcome.orphans += update.added;
                 }
             }
             Command::Image(container, image) => remember_image(&transaction, container, image)?,
@@ -200,6 +230,25 @@ fn insert(connection: &Connection, entry: &Entry) -> rusqlite::Result<bool> {
             entry.pod_namespace,
             entry.pod_name,
             [entry.body.as_slice(), &related.encode_to_vec()].concat(),
+        ])?;
+    Ok(rows == 1)
+}
+
+/// Whether the signal is still there.
+fn change(connection: &Connection, update: &Update, revision: u64) -> rusqlite::Result<bool> {
+    let rows = connection
+        .prepare_cached(
+            "INSERT INTO repeats (id, revision, count, last_ns, body)
+             SELECT id, ?2, ?3, ?4, ?5 FROM signals WHERE origin = ?1
+             ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, count = excluded.count,
+             last_ns = excluded.last_ns, body = excluded.body",
+        )?
+        .execute(params![
+            update.origin.to_bytes(),
+            i64::try_from(revision).unwrap_or(i64::MAX),
+            i64::try_from(update.count).unwrap_or(i64::MAX),
+            update.last_ns,
+            update.body,
         ])?;
     Ok(rows == 1)
 }

@@ -160,7 +160,7 @@ fn suppressed(agent: &Agent) -> Check {
     ours(Check::ok(
         "suppressed",
         if suppressed.is_empty() {
-            "the policy's exceptions kept no event from becoming a signal".into()
+            "the policy's exceptions and repeats kept no event from becoming a signal of its own".into()
         } else {
             suppressed
         },

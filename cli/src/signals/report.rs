@@ -8,7 +8,7 @@ use crate::{
     escape::{shell_command, shell_word, text},
     output::{Screen, Tone},
     time::Time,
-    view::{Ancestor, Container, Identification, Mode, Origin, Process, Signal, Verdict},
+    view::{Ancestor, Container, Identification, Mode, Occurrence, Origin, Process, Signal, SuppressedCount, Verdict},
 };
 
 /// Signals from so many minutes before and after may belong to the same attack.
@@ -65,7 +65,26 @@ impl<W: Write> Report<'_, W> {
             self.field("category", &tool.category)?;
             self.field("ATT&CK", &tool.techniques.join(" "))?;
         }
-        self.safe("time", &signal.time.map(Time::full).unwrap_or_default())
+        self.safe("time", &signal.time.map(Time::full).unwrap_or_default())?;
+        self.repeats(signal)
+    }
+
+    /// What has been folded into it. Nothing for what happened once.
+    fn repeats(&mut self, signal: &Signal) -> io::Result<()> {
+        if signal.count > 1 {
+            self.safe("count", &signal.count.to_string())?;
+            self.safe("last", &signal.last_time.map(Time::full).unwrap_or_default())?;
+        }
+        for (number, SuppressedCount { tool, verdict, count }) in signal.suppressed.iter().enumerate() {
+            let tool = if tool.is_empty() { "other tools" } else { tool };
+            self.field(if number == 0 { "of these" } else { "" }, &format!("{count} {tool} {verdict}"))?;
+        }
+        for (number, Occurrence { pid, time, argv: words, argv_truncated }) in signal.occurrences.iter().enumerate() {
+            let time = time.map(Time::full).unwrap_or_default();
+            let words = if words.is_empty() { String::new() } else { format!("  {}", argv(words, *argv_truncated)) };
+            self.safe(if number == 0 { "the newest" } else { "" }, &format!("{time}  pid {pid}{words}"))?;
+        }
+        Ok(())
     }
 
     fn place(&mut self, signal: &Signal) -> io::Result<()> {

@@ -21,6 +21,7 @@ pub fn table(wide: bool, screen: Screen) -> Table {
     ];
     if wide {
         columns.extend([
+            whole("COUNT"),
             text("POD"),
             text("POLICY"),
             whole("UID"),
@@ -50,6 +51,7 @@ pub fn row(signal: &Signal, wide: bool) -> Vec<Cell> {
     ];
     if wide {
         row.extend([
+            Cell::text(signal.count.to_string()),
             Cell::text(container.and_then(|container| container.pod.as_ref()).map(pod_name).unwrap_or_default()),
             Cell::text(&signal.policy),
             Cell::text(process.map(|process| process.uid.to_string()).unwrap_or_default()),

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Context;
 use portcullis_proto::v1::{GetStatusRequest, WatchSignalsRequest, WatchSignalsResponse};
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Request, Streaming};
 
@@ -17,7 +18,8 @@ use crate::{
     exit::note,
     output::{self, Format},
     table::Table,
-    view::Signal,
+    time::Time,
+    view::{Signal, SignalUpdate},
 };
 
 /// Waits between attempts: the first, doubled up to the longest.
@@ -26,7 +28,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Follow signals as they come
 ///
-/// When the agent restarts, this reconnects and goes on after the last signal seen. Ctrl-C ends it.
+/// A line that begins with a signal's ID and says how many times tells that it has been repeated. When the agent restarts, this
+/// reconnects and goes on after the last signal seen. Ctrl-C ends it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Begin with those stored after this id (0: all that are stored); without it, only new ones
@@ -55,16 +58,22 @@ impl Args {
             // So there is a point to resume from, even if the agent restarts before the first signal.
             None => last_id(&agent).await?,
         };
-        let mut request =
-            WatchSignalsRequest { filter: Some(self.filter.to_proto(&agent).await?), after_id: Some(after) };
+        let filter = Some(self.filter.to_proto(&agent).await?);
+        let mut request = WatchSignalsRequest { filter, after_id: Some(after), after_revision: None };
         let mut stream = Stream::open(agent, &request).await?;
         let mut printer = Printer::new(global);
         let mut wait = FIRST_WAIT;
         loop {
             let cause = match stream.next().await {
-                Ok(Some(signal)) => {
-                    request.after_id = Some(signal.id);
-                    printer.print(&signal)?;
+                Ok(Some(WatchSignalsResponse { signal, update })) => {
+                    if let Some(signal) = signal {
+                        request.after_id = Some(signal.id);
+                        printer.print(&signal.into())?;
+                    }
+                    if let Some(update) = update {
+                        request.after_revision = Some(update.revision);
+                        printer.print_update(update.into())?;
+                    }
                     // An agent that has sent something is well again; one that only accepts and hangs up is not.
                     wait = FIRST_WAIT;
                     continue;
@@ -112,15 +121,15 @@ impl Stream {
         Ok(Self { inner: response.map_err(|status| agent.error(&status))?.into_inner(), agent })
     }
 
-    async fn next(&mut self) -> Result<Option<Signal>, ClientError> {
-        loop {
-            match self.inner.message().await.map_err(|status| self.agent.error(&status))? {
-                // An empty message only shows that the agent is alive.
-                Some(WatchSignalsResponse { signal: None }) => {}
-                message => return Ok(message.and_then(|message| message.signal).map(Into::into)),
-            }
-        }
+    async fn next(&mut self) -> Result<Option<WatchSignalsResponse>, ClientError> {
+        self.inner.message().await.map_err(|status| self.agent.error(&status))
     }
+}
+
+/// What tells it from a signal.
+#[derive(Serialize)]
+struct Update {
+    update: SignalUpdate,
 }
 
 struct Printer {
@@ -131,6 +140,23 @@ struct Printer {
 impl Printer {
     fn new(global: &Global) -> Self {
         Self { format: global.output, table: row::table(global.output == Format::Wide, global.screen()) }
+    }
+
+    /// A count that has risen: one short line, or an object that has nothing but it.
+    fn print_update(&mut self, update: SignalUpdate) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        match self.format {
+            Format::Json => output::json_line(&mut out, &Update { update })?,
+            Format::Yaml => {
+                writeln!(out, "---")?;
+                output::yaml(&mut out, &Update { update })?;
+            }
+            Format::Table | Format::Wide => {
+                let last = update.last_time.map(Time::short).unwrap_or_default();
+                writeln!(out, "{}  {} times by now, last {last}", update.id, update.count)?;
+            }
+        }
+        out.flush()
     }
 
     fn print(&mut self, signal: &Signal) -> io::Result<()> {

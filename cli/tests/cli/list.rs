@@ -23,9 +23,12 @@ fn table_is_aligned_and_plain_in_a_pipe() {
     );
     let wide = stdout(&node.run(&["signals", "list", "-o", "wide"]));
     let (header, row) = wide.split_once('\n').unwrap();
-    assert!(header.contains("POD             POLICY   UID  PID   PARENT           EXE                  IDENTIFIED-BY"));
+    assert!(
+        header
+            .contains("COUNT  POD             POLICY   UID  PID   PARENT           EXE                  IDENTIFIED-BY")
+    );
     assert!(row.contains(
-        "shop/web-0/web  default  33   1042  /bin/dash[1042]  /usr/bin/nc.openbsd  resolved_name,invoked_name"
+        "1      shop/web-0/web  default  33   1042  /bin/dash[1042]  /usr/bin/nc.openbsd  resolved_name,invoked_name"
     ));
 }
 
@@ -66,11 +69,14 @@ fn json_has_every_field() {
     let all = [
         "backend",
         "container",
+        "count",
         "id",
         "identifiedBy",
+        "lastTime",
         "lineage",
         "lineageTruncated",
         "message",
+        "occurrences",
         "origin",
         "policy",
         "policyRule",
@@ -79,6 +85,7 @@ fn json_has_every_field() {
         "remote",
         "rule",
         "severity",
+        "suppressed",
         "time",
         "tool",
         "verdict",

@@ -1,4 +1,4 @@
-use portcullis_proto::v1::Identification;
+use portcullis_proto::v1::{Identification, Occurrence, SuppressedCount, Verdict};
 
 use crate::support::*;
 
@@ -134,4 +134,27 @@ fn suggested_commands_quote_what_is_hostile() {
     signal.container.as_mut().unwrap().image = "x; $(reboot)".into();
     let report = report(signal);
     assert!(report.contains("--image 'x; $(reboot)'\n"), "{report}");
+}
+
+#[test]
+fn repeats_and_what_was_suppressed_are_told() {
+    let mut signal = signal(7);
+    (signal.count, signal.last_time) = (2000, Some(time(60)));
+    let occurrence = |seconds, pid, argv: &[&str]| Occurrence {
+        pid,
+        time: Some(time(seconds)),
+        argv: argv.iter().map(|&word| word.into()).collect(),
+        argv_truncated: !argv.is_empty(),
+    };
+    signal.occurrences = vec![occurrence(59, 1100, &[]), occurrence(60, 1101, &["nc", "a b"])];
+    let told = report(signal.clone());
+    let expected = "  count         2000\n  last          2023-11-14T22:14:20.123456789Z\n  \
+                    the newest    2023-11-14T22:14:19.123456789Z  pid 1100\n                \
+                    2023-11-14T22:14:20.123456789Z  pid 1101  nc 'a b' …\n";
+    assert!(told.contains(expected), "{told}");
+    signal.occurrences.clear();
+    let count = |tool: &str, count| SuppressedCount { tool: tool.into(), verdict: Verdict::Blocked.into(), count };
+    signal.suppressed = vec![count("nc", 1990), count("", 10)];
+    let told = report(signal);
+    assert!(told.contains("  of these      1990 nc blocked\n                10 other tools blocked\n"), "{told}");
 }

@@ -69,6 +69,8 @@ impl Node {
 #[derive(Clone, Default)]
 pub struct Data {
     pub signals: Vec<Signal>,
+    /// Told to watchers after the signals.
+    pub updates: Vec<SignalUpdate>,
     pub containers: Vec<Container>,
     pub status: GetStatusResponse,
     pub lists: Arc<Mutex<Vec<ListSignalsRequest>>>,
@@ -167,7 +169,11 @@ impl SignalService for Data {
         self.watches.lock().unwrap().push(request.clone());
         let after = request.after_id.unwrap_or(u64::MAX);
         let signals: Vec<_> = self.signals.iter().filter(|signal| signal.id > after).cloned().collect();
-        let stored = tokio_stream::iter(signals).map(|signal| Ok(WatchSignalsResponse { signal: Some(signal) }));
+        let after = request.after_revision.unwrap_or(0);
+        let updates: Vec<_> = self.updates.iter().filter(|update| update.revision > after).copied().collect();
+        let signals = signals.into_iter().map(|signal| WatchSignalsResponse { signal: Some(signal), update: None });
+        let updates = updates.into_iter().map(|update| WatchSignalsResponse { signal: None, update: Some(update) });
+        let stored = tokio_stream::iter(signals.chain(updates).map(Ok).collect::<Vec<_>>());
         if self.watch_ends {
             return Ok(Response::new(Box::pin(stored)));
         }
@@ -260,7 +266,7 @@ impl PolicyService for Data {
     }
 }
 
-fn time(seconds: i64) -> prost_types::Timestamp {
+pub fn time(seconds: i64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: 1_700_000_000 + seconds, nanos: 123_456_789 }
 }
 
@@ -339,6 +345,8 @@ pub fn signal(id: u64) -> Signal {
         remote: Some(Endpoint { address: "203.0.113.7".into(), port: 4444 }),
         related: vec![3, 5],
         policy_rule: 2,
+        count: 1,
+        last_time: Some(time(0)),
         ..Signal::default()
     }
 }
@@ -356,6 +364,9 @@ pub fn hostile(id: u64) -> Signal {
         *text = HOSTILE.into();
     }
     process.argv = vec![HOSTILE.into(), "$(reboot)".into()];
+    signal.count = 2;
+    signal.occurrences = vec![Occurrence { argv: vec![HOSTILE.into()], ..Occurrence::default() }];
+    signal.suppressed = vec![SuppressedCount { tool: HOSTILE.into(), count: 1, ..SuppressedCount::default() }];
     for ancestor in &mut signal.lineage {
         ancestor.exe = HOSTILE.into();
         ancestor.argv = vec![HOSTILE.into()];

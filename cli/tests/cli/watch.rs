@@ -4,7 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis_proto::v1::GetStatusResponse;
+use portcullis_proto::v1::{GetStatusResponse, SignalUpdate};
 
 use crate::support::*;
 
@@ -108,4 +108,27 @@ fn a_reader_that_leaves_ends_it() {
     let _agent = Agent::start(&node, Data { signals: vec![signal(1), signal(2)], ..Data::default() });
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+#[test]
+fn a_count_that_rises_is_one_short_line() {
+    let node = Node::new();
+    let update = |revision, count| SignalUpdate { id: 1, count, last_time: Some(time(9)), revision };
+    let data = Data { signals: vec![signal(1)], updates: vec![update(70, 152)], ..Data::default() };
+    let agent = Agent::start(&node, data);
+    let mut watch = Watch::start(&node, &["--after", "0"]);
+    assert!(watch.line().starts_with("ID") && watch.line().starts_with('1'));
+    assert_eq!(watch.line(), "1  152 times by now, last 2023-11-14T22:13:29Z\n");
+    watch.end(rustix::process::Signal::INT);
+    let mut watch = Watch::start(&node, &["--after", "0", "-o", "json"]);
+    assert_eq!(watch.id(), 1);
+    let told = serde_json::json!({"update": {"id": 1, "count": 152, "lastTime": "2023-11-14T22:13:29.123456789Z"}});
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&watch.line()).unwrap(), told);
+    drop(agent);
+    let data = Data { signals: vec![signal(2)], updates: vec![update(70, 152), update(71, 160)], ..Data::default() };
+    let _agent = Agent::start(&node, data.clone());
+    assert_eq!(watch.id(), 2);
+    assert!(watch.line().contains("160"), "it goes on after the last revision");
+    assert_eq!(data.watches.lock().unwrap()[0].after_revision, Some(70));
+    watch.end(rustix::process::Signal::INT);
 }

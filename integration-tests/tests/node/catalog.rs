@@ -66,7 +66,8 @@ pub fn an_operators_tools_are_known(node: &Node) -> Result<()> {
         ensure!(log.contains("test.toml:2:"), "the agent's log does not name the place: {log}");
         Ok(())
     })?;
-    container.exec(&["true"])?;
+    // With another argument it is no repeat.
+    container.exec(&["true", "again"])?;
     ensure!(both(3)?.iter().all(|signal| signal.tool() == "acme"), "the former catalogue is not in force");
     Ok(())
 }

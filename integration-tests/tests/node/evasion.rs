@@ -469,7 +469,8 @@ pub fn a_signal_says_where_the_file_is(node: &Node) -> Result<()> {
     .enumerate()
     {
         container.exec(&["sh", "-c", &format!("mkdir {0}; cd {0}; {script}", directory(number))])?;
-        container.exec(&["sh", "-c", LAST.0])?;
+        // In the same place it would be a repeat of the one before.
+        container.exec(&["sh", "-c", &format!("cd {}; {}", directory(number), LAST.0)])?;
         let signals = node.signals_until(container.id(), LAST.1)?;
         let found = signals_in(&signals, number);
         let process = found.first().and_then(|signal| signal.process.as_ref()).context("no signal")?;

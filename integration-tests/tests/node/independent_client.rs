@@ -96,7 +96,7 @@ fn normal(key: &str, value: &Value) -> Value {
 
 fn normal_text(key: &str, text: &str) -> String {
     let enumeration = match key {
-        "time" | "startTime" | "created" | "ended" => {
+        "time" | "lastTime" | "startTime" | "created" | "ended" => {
             let (seconds, fraction) = text.trim_end_matches('Z').split_once('.').unwrap_or((text, ""));
             return format!("{}.{fraction:0<9}Z", seconds.trim_end_matches('Z'));
         }

@@ -9,6 +9,7 @@ mod exceptions;
 mod independent_client;
 mod learning;
 mod model;
+mod repeats;
 mod selection;
 mod upstream;
 
@@ -325,7 +326,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 38] = [
+const TESTS: [Test; 41] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -367,6 +368,9 @@ const TESTS: [Test; 38] = [
     ("the_kernel_decides_as_the_model_does", model::the_kernel_decides_as_the_model_does),
     ("the_published_rule_is_told_exactly", upstream::the_published_rule_is_told_exactly),
     ("patterns_block_and_repeats_end", upstream::patterns_block_and_repeats_end),
+    ("a_loop_is_one_signal", repeats::a_loop_is_one_signal),
+    ("a_flood_is_counted", repeats::a_flood_is_counted),
+    ("a_restarted_agent_goes_on_counting", repeats::a_restarted_agent_goes_on_counting),
 ];
 
 fn check_finds_the_node_in_order(node: &Node) -> Result<()> {

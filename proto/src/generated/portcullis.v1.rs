@@ -11,13 +11,15 @@ pub struct Signal {
     /// "interpreter_socket"     an interpreter of another language does;
     /// "raw_socket"             a raw or packet socket is opened;
     /// "dropped_executable"     a program from outside the image that is no known tool;
-    /// "container_unguarded"    a container runs without its guard.
+    /// "container_unguarded"    a container runs without its guard;
+    /// "signals_suppressed"     a container made more signals than are told one by one: see suppressed.
     #[prost(string, tag = "2")]
     pub rule: ::prost::alloc::string::String,
     #[prost(enumeration = "Severity", tag = "3")]
     pub severity: i32,
     #[prost(enumeration = "Verdict", tag = "4")]
     pub verdict: i32,
+    /// Of the first, when count is more than 1.
     #[prost(message, optional, tag = "5")]
     pub time: ::core::option::Option<::prost_types::Timestamp>,
     /// Unset for rules that are not about a process. For those that are not about a tool its id is the rule's.
@@ -56,6 +58,44 @@ pub struct Signal {
     /// rules were told.
     #[prost(uint32, tag = "18")]
     pub policy_rule: u32,
+    /// How many events it stands for, this one included: what looked the same within the policy's window was folded into
+    /// it. Everything above tells of the first. It may rise until the window ends.
+    #[prost(uint64, tag = "30")]
+    pub count: u64,
+    /// Of the last of them.
+    #[prost(message, optional, tag = "31")]
+    pub last_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The newest four of the others, oldest first.
+    #[prost(message, repeated, tag = "32")]
+    pub occurrences: ::prost::alloc::vec::Vec<Occurrence>,
+    /// For signals_suppressed: what was not told one by one. The counts of all of them are count.
+    #[prost(message, repeated, tag = "33")]
+    pub suppressed: ::prost::alloc::vec::Vec<SuppressedCount>,
+}
+/// An event that was folded into a signal.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Occurrence {
+    /// As the node sees it.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The beginning of it, where it differs from the signal's; else empty.
+    #[prost(string, repeated, tag = "3")]
+    pub argv: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// argv was longer than the 256 bytes that are kept.
+    #[prost(bool, tag = "4")]
+    pub argv_truncated: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SuppressedCount {
+    /// The catalogue's id. Empty for all further tools, where there are more than are counted apart.
+    #[prost(string, tag = "1")]
+    pub tool: ::prost::alloc::string::String,
+    #[prost(enumeration = "Verdict", tag = "2")]
+    pub verdict: i32,
+    #[prost(uint64, tag = "3")]
+    pub count: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Endpoint {
@@ -239,6 +279,8 @@ pub struct SignalFilter {
     pub verdict: i32,
     #[prost(enumeration = "Severity", tag = "5")]
     pub min_severity: i32,
+    /// A signal that stands for several events is in a range of time if its first and last are not both outside on the same side:
+    /// last_time is not before since, and time is before until.
     #[prost(message, optional, tag = "6")]
     pub since: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(message, optional, tag = "7")]
@@ -290,11 +332,33 @@ pub struct WatchSignalsRequest {
     /// Signals with a greater id. Unset: only new ones. 0: everything stored.
     #[prost(uint64, optional, tag = "2")]
     pub after_id: ::core::option::Option<u64>,
+    /// Updates with a greater revision, of signals up to after_id. Unset: only what rises from now on.
+    #[prost(uint64, optional, tag = "3")]
+    pub after_revision: ::core::option::Option<u64>,
 }
+/// One of the two is set. Neither: only a sign of life.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchSignalsResponse {
     #[prost(message, optional, tag = "1")]
     pub signal: ::core::option::Option<Signal>,
+    /// The count of a signal has risen that was stored before. It is told once a second and signal at most. A client that
+    /// counts replaces the count it has, never adds. It may not know the signal: the filter may match only since it was
+    /// seen again. GetSignal has all about it.
+    #[prost(message, optional, tag = "2")]
+    pub update: ::core::option::Option<SignalUpdate>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignalUpdate {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// As in Signal.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+    #[prost(message, optional, tag = "3")]
+    pub last_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Grows with every update of any signal: to resume after.
+    #[prost(uint64, tag = "4")]
+    pub revision: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListContainersRequest {
@@ -343,7 +407,7 @@ pub struct GetStatusResponse {
     /// Set when the newest policy or catalogue files could not be used and older ones are in force.
     #[prost(string, tag = "14")]
     pub policy_error: ::prost::alloc::string::String,
-    /// Named counters of the events that the policy's exceptions kept from becoming signals: no losses.
+    /// Named counters of the events that the policy's exceptions and repeats kept from becoming signals of their own: no losses.
     #[prost(map = "string, uint64", tag = "15")]
     pub suppressed: ::std::collections::HashMap<::prost::alloc::string::String, u64>,
 }
