@@ -63,6 +63,8 @@ impl FakeTables {
             scope: 9,
             node_mount_ns: 11,
             exceptions: u32::MAX,
+            flags: 0,
+            level: 0,
         };
         self.state().containers.insert(cgroup_id, container);
     }
