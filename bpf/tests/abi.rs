@@ -135,6 +135,10 @@ fn keys_and_values_of_maps() {
             ("decisions", offset_of!(Ruling, decisions)),
         ],
     );
+}
+
+#[test]
+fn keys_and_values_of_exceptions() {
     assert_layout(
         "exception_key",
         size_of::<ExceptionKey>(),

@@ -2,13 +2,14 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`signals`], [`containers`], [`node`] | one service each |
+//! | [`signals`], [`containers`], [`containment`], [`node`] | one service each |
 //! | [`watch`] | the stream of signals |
 //! | [`page`] | page tokens |
 //! | [`status`] | every error's gRPC code |
 //! | [`socket`] | the socket's place, mode and group |
 
 mod containers;
+mod containment;
 mod node;
 mod page;
 mod signals;
@@ -20,15 +21,17 @@ use std::sync::Arc;
 
 use portcullis_bpf::abi::ContainerStats;
 use portcullis_proto::v1::{
-    self, container_service_server::ContainerServiceServer, node_service_server::NodeServiceServer,
-    signal_service_server::SignalServiceServer,
+    self, container_service_server::ContainerServiceServer, containment_service_server::ContainmentServiceServer,
+    node_service_server::NodeServiceServer, signal_service_server::SignalServiceServer,
 };
 use tokio::{net::UnixListener, sync};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use self::{containers::ContainerApi, node::NodeApi, signals::SignalApi};
-use crate::{containers::Containers, counters::Counters, enforcement::Enforcement, store::Store};
+use self::{containers::ContainerApi, containment::ContainmentApi, node::NodeApi, signals::SignalApi};
+use crate::{
+    containers::Containers, containment::Containment, counters::Counters, enforcement::Enforcement, store::Store,
+};
 
 /// Bytes of a request; the largest is a filter.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -73,6 +76,8 @@ pub struct Sources {
     pub facts: Arc<NodeFacts>,
     /// The policies.
     pub enforcement: Enforcement,
+    /// What operators stop by hand.
+    pub containment: Containment,
 }
 
 /// Why the API could not be served.
@@ -95,6 +100,7 @@ pub async fn serve(
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<SignalServiceServer<SignalApi>>().await;
     reporter.set_serving::<ContainerServiceServer<ContainerApi>>().await;
+    reporter.set_serving::<ContainmentServiceServer<ContainmentApi>>().await;
     reporter.set_serving::<NodeServiceServer<NodeApi>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -110,6 +116,10 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha()?)
         .add_service(SignalServiceServer::new(signals).max_decoding_message_size(MAX_REQUEST))
         .add_service(ContainerServiceServer::new(ContainerApi(sources.clone())).max_decoding_message_size(MAX_REQUEST))
+        .add_service(
+            ContainmentServiceServer::new(ContainmentApi(sources.containment.clone()))
+                .max_decoding_message_size(MAX_REQUEST),
+        )
         .add_service(NodeServiceServer::new(NodeApi(sources)).max_decoding_message_size(MAX_REQUEST))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             // An error means that the other end is gone, which is the end as well.

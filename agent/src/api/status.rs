@@ -1,9 +1,13 @@
 //! Every error's gRPC code.
 
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{page::TokenError, watch::WatchError};
 use crate::store::{StoreError, filter::FilterError};
+use crate::{
+    containerd::ContainerdError,
+    containment::{self, ContainmentError},
+};
 
 impl From<FilterError> for Status {
     fn from(error: FilterError) -> Self {
@@ -38,5 +42,32 @@ impl From<StoreError> for Status {
         let error = anyhow::Error::from(error);
         tracing::error!(error = format!("{error:#}"), "a request failed because of the store");
         status
+    }
+}
+
+impl From<ContainmentError> for Status {
+    fn from(error: ContainmentError) -> Self {
+        use ContainmentError as E;
+        let text = containment::describe(&error);
+        let code = match &error {
+            E::NoContainer { .. } | E::NoProcess { .. } => Code::NotFound,
+            E::Several { .. } | E::Irreversible(_) | E::NoMeasure | E::Pid => Code::InvalidArgument,
+            E::Ended { .. }
+            | E::Unguarded { .. }
+            | E::Nested { .. }
+            | E::NotInTable { .. }
+            | E::NoCgroup { .. }
+            | E::NoContainerd { .. }
+            | E::NotItsProcess { .. } => Code::FailedPrecondition,
+            E::Containerd(ContainerdError::Call(status)) => match status.code() {
+                // Of the agent these would say that itself is not there.
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Code::Aborted,
+                code => code,
+            },
+            E::Containerd(_) => Code::Aborted,
+            E::KillProcess { .. } | E::Guard(_) | E::Isolation(_) | E::Cgroup(_) => Code::Internal,
+            E::Stopping => Code::Unavailable,
+        };
+        Self::new(code, text)
     }
 }

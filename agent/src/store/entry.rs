@@ -50,6 +50,13 @@ pub enum Origin {
         /// Hash of the container's key.
         container: [u8; 32],
     },
+    /// What an operator asked for.
+    Operation {
+        /// When, nanoseconds since 1970.
+        time_ns: u64,
+        /// Tells it from another one of the same time.
+        number: u64,
+    },
 }
 
 /// How the origins of all of a process's events begin.
@@ -78,6 +85,7 @@ impl Origin {
                 bytes
             }
             Self::Unguarded { container } => [&b"u"[..], &container].concat(),
+            Self::Operation { time_ns, number } => [&b"o"[..], &time_ns.to_be_bytes(), &number.to_be_bytes()].concat(),
         }
     }
 
