@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{ColorChoice, Parser, Subcommand};
 
 use crate::{
-    check, completions, containers, exit, fingerprint, man,
+    check, completions,
+    contain::{Contain, Release},
+    containers, exit, fingerprint, man,
     output::{Format, Screen},
     signals,
 };
@@ -49,6 +51,8 @@ pub enum Command {
     Check(check::Args),
     Signals(signals::Args),
     Containers(containers::Args),
+    Contain(Contain),
+    Release(Release),
     Fingerprint(fingerprint::Args),
     Completions(completions::Args),
     Man(man::Args),

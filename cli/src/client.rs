@@ -9,8 +9,8 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use portcullis_proto::v1::{
-    container_service_client::ContainerServiceClient, node_service_client::NodeServiceClient,
-    signal_service_client::SignalServiceClient,
+    container_service_client::ContainerServiceClient, containment_service_client::ContainmentServiceClient,
+    node_service_client::NodeServiceClient, signal_service_client::SignalServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -99,6 +99,11 @@ impl Agent {
     /// The service of containers.
     pub fn containers(&self) -> ContainerServiceClient<Channel> {
         ContainerServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// The service of containment.
+    pub fn containment(&self) -> ContainmentServiceClient<Channel> {
+        ContainmentServiceClient::new(self.channel.clone())
     }
 
     /// The service of the node.

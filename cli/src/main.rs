@@ -6,6 +6,7 @@
 //! | [`check`] | `check`: the node looked at from here, with or without the agent |
 //! | [`signals`] | `signals list`, `get`, `watch` |
 //! | [`containers`] | `containers list` |
+//! | [`contain`] | `contain`, `release` |
 //! | [`fingerprint`] | `fingerprint`: programs' contents for a catalogue file |
 //! | [`completions`], [`man`] | what is generated from the command line's definition |
 //! | [`client`] | the connection to the agent, and its errors |
@@ -18,6 +19,7 @@ mod args;
 mod check;
 mod client;
 mod completions;
+mod contain;
 mod containers;
 mod escape;
 mod exit;
@@ -49,6 +51,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Check(verb) => return runtime()?.block_on(verb.run(&global)),
         Command::Signals(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Containers(verb) => runtime()?.block_on(verb.run(&global))?,
+        Command::Contain(verb) => runtime()?.block_on(verb.run(&global))?,
+        Command::Release(verb) => runtime()?.block_on(verb.run(&global))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -71,6 +71,7 @@ fn json_has_every_field() {
         "lineage",
         "lineageTruncated",
         "message",
+        "operation",
         "origin",
         "policy",
         "policyRule",
