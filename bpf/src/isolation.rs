@@ -108,8 +108,8 @@ fn attach(pins: &Pins, cgroup: &Cgroup) -> Result<(), IsolationError> {
         let program = object.program_mut(name).ok_or(IsolationError::Missing { name })?;
         let program: &mut CgroupSkb = program.try_into().map_err(refused)?;
         program.load().map_err(refused)?;
-        // Beside those of others, systemd's for example.
-        let id = program.attach(&cgroup.directory, direction, CgroupAttachMode::AllowMultiple).map_err(refused)?;
+        // A link stands beside those of others, systemd's for example, whatever the mode; the kernel takes it without one only.
+        let id = program.attach(&cgroup.directory, direction, CgroupAttachMode::Single).map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
         let link = FdLink::try_from(link).map_err(|source| IsolationError::Link { name, source })?;
         link.pin(directory.join(name)).map_err(|source| IsolationError::Pin { name, source })?;
