@@ -232,10 +232,12 @@ impl Guard {
         match fs::read_dir(&directory) {
             Ok(entries) => {
                 let bpffs = |source| GuardError::Bpffs { path: directory.clone(), source };
+                // The agent may be ending the container's isolation at this moment.
+                let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
                 for entry in entries {
-                    fs::remove_file(entry.map_err(bpffs)?.path()).map_err(bpffs)?;
+                    fs::remove_file(entry.map_err(bpffs)?.path()).or_else(gone).map_err(bpffs)?;
                 }
-                fs::remove_dir(&directory).map_err(bpffs)?;
+                fs::remove_dir(&directory).or_else(gone).map_err(bpffs)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(GuardError::Bpffs { path: directory, source }),

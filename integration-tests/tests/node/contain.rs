@@ -54,7 +54,7 @@ pub fn containment_locks_out_every_exec(node: &Node) -> Result<()> {
         let output = container.exec(&["true"])?;
         match node.backend() {
             Backend::Lsm => {
-                ensure!(output.status != 0 && output.text().contains("operation not permitted"), "{output}")
+                ensure!(output.status != 0 && output.text().contains("operation not permitted"), "{output}");
             }
             Backend::Tracepoint => ensure!(output.status == 137, "{output}"),
         }
@@ -124,7 +124,8 @@ pub fn containment_freezes_and_kills(node: &Node) -> Result<()> {
     node.portcullis(&["release", container.id()])?.success()?;
     is("RUNNING")?;
     let number = || -> Result<u64> { Ok(container.exec(&["cat", "/tmp/n"])?.success()?.stdout.trim().parse()?) };
-    let before = number()?;
+    // The file is empty for a moment each time.
+    let before = eventually(number)?;
     eventually(|| {
         ensure!(number()? > before, "it does not go on");
         Ok(())
@@ -145,8 +146,8 @@ pub fn containment_kills_one_process_and_no_other(node: &Node) -> Result<()> {
     let (init, _) = task(node, &container)?;
     let (others, _) = task(node, &other)?;
     let processes = run(node.containerd().ctr().args(["tasks", "ps", container.id()]))?.success()?;
-    let pids = processes.stdout.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
-    let sleeper: u32 = pids.filter(|pid| *pid != init).last().context("the second process is not listed")?;
+    let mut pids = processes.stdout.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
+    let sleeper: u32 = pids.find(|pid| *pid != init).context("the second process is not listed")?;
     for (pid, said) in [
         (others, format!("process {others} is not in container {:?}", container.id())),
         (std::process::id(), format!("process {} is not in container", std::process::id())),
