@@ -21,7 +21,7 @@ use portcullis_policy::record::{ContainerRecord, Guard};
 use portcullis_proto::v1::{self, Measure};
 use rustix::{
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_signal},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -56,6 +56,9 @@ pub trait Means: Send + Sync + 'static {
 /// What was not done, and why.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainmentError {
+    /// Whoever may look need not be let do this.
+    #[error("only root may contain and release containers")]
+    NotPermitted,
     /// Not one of ours.
     #[error(
         "no container {id:?} is known here: it is gone, or was not started by Portcullis's shim (portcullis containers list)"
@@ -235,13 +238,12 @@ impl Containment {
         task: Task,
         caller: Option<v1::Caller>,
     ) -> Result<v1::Container, ContainmentError> {
-        let found = self.find(place);
-        let outcome = match &found {
-            Ok((_, container)) => self.perform(container, &task).await,
-            Err(_) => Ok(()),
-        };
-        let (found, outcome) = match found {
-            Ok(found) => (Some(found), outcome),
+        let (found, outcome) = match self.find(place) {
+            Ok(found) if is_permitted(caller.as_ref()) => {
+                let outcome = self.perform(&found.1, &task).await;
+                (Some(found), outcome)
+            }
+            Ok(found) => (Some(found), Err(ContainmentError::NotPermitted)),
             Err(error) => (None, Err(error)),
         };
         let error = outcome.as_ref().err().map(describe).unwrap_or_default();
@@ -437,6 +439,11 @@ impl Containment {
         }
         paused
     }
+}
+
+/// The socket's group is for those who look. The agent's own user is root, but in tests.
+fn is_permitted(caller: Option<&v1::Caller>) -> bool {
+    caller.is_some_and(|caller| caller.uid == 0 || caller.uid == getuid().as_raw())
 }
 
 fn of(record: &ContainerRecord) -> (String, String) {

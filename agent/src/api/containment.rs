@@ -6,7 +6,10 @@ use portcullis_proto::v1::{
 };
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
-use crate::{containment::Containment, signal::Place};
+use crate::{
+    containment::{Containment, ContainmentError},
+    signal::Place,
+};
 
 /// The service.
 pub struct ContainmentApi(pub Containment);
@@ -18,23 +21,35 @@ fn caller<T>(request: &Request<T>) -> Option<Caller> {
     Some(Caller { uid: credentials.uid(), gid: credentials.gid(), pid: pid.unwrap_or_default() })
 }
 
+/// A client that leaves must not leave an operation half done, or done and unrecorded.
+async fn to_its_end<T: Send + 'static>(
+    operation: impl Future<Output = Result<T, ContainmentError>> + Send + 'static,
+) -> Result<T, Status> {
+    // It fails only when the runtime is ending.
+    Ok(tokio::spawn(operation).await.unwrap_or(Err(ContainmentError::Stopping))?)
+}
+
 #[tonic::async_trait]
 impl ContainmentService for ContainmentApi {
     async fn contain(&self, request: Request<ContainRequest>) -> Result<Response<ContainResponse>, Status> {
-        let caller = caller(&request);
+        let (containment, caller) = (self.0.clone(), caller(&request));
         let request = request.into_inner();
-        let place = Place { id: &request.container_id, namespace: &request.containerd_namespace };
-        let container = self.0.contain(place, request.measure(), request.pid, caller).await?;
-        Ok(Response::new(ContainResponse { container: Some(container) }))
+        let container = to_its_end(async move {
+            let place = Place { id: &request.container_id, namespace: &request.containerd_namespace };
+            containment.contain(place, request.measure(), request.pid, caller).await
+        });
+        Ok(Response::new(ContainResponse { container: Some(container.await?) }))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
-        let caller = caller(&request);
+        let (containment, caller) = (self.0.clone(), caller(&request));
         let request = request.into_inner();
-        let place = Place { id: &request.container_id, namespace: &request.containerd_namespace };
         // Not by the accessor of the field, which leaves out what is of a newer version.
         let measures = request.measures.iter().map(|measure| Measure::try_from(*measure).unwrap_or_default()).collect();
-        let container = self.0.release(place, measures, caller).await?;
-        Ok(Response::new(ReleaseResponse { container: Some(container) }))
+        let container = to_its_end(async move {
+            let place = Place { id: &request.container_id, namespace: &request.containerd_namespace };
+            containment.release(place, measures, caller).await
+        });
+        Ok(Response::new(ReleaseResponse { container: Some(container.await?) }))
     }
 }

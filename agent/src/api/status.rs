@@ -66,6 +66,7 @@ impl From<ContainmentError> for Status {
             },
             E::Containerd(_) => Code::Aborted,
             E::KillProcess { .. } | E::Guard(_) | E::Isolation(_) | E::Cgroup(_) => Code::Internal,
+            E::NotPermitted => Code::PermissionDenied,
             E::Stopping => Code::Unavailable,
         };
         Self::new(code, text)

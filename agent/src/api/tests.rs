@@ -406,9 +406,15 @@ async fn what_can_not_be_contained_is_refused_with_a_reason() {
         let error = client.release(request(measure)).await.unwrap_err();
         assert!(error.code() == Code::InvalidArgument && error.message().contains(reason), "{error}");
     }
+    // Others may look.
+    let place = crate::signal::Place { id: "inner", namespace: "" };
+    for caller in [None, Some(v1::Caller { uid: u32::MAX - 7, gid: 0, pid: 1 })] {
+        let error = bed.sources.containment.contain(place, Measure::Freeze, 0, caller).await.unwrap_err();
+        assert_eq!(tonic::Status::from(error).code(), Code::PermissionDenied);
+    }
     // All but what makes no sense whatever the container is.
-    bed.stored(10).await;
+    bed.stored(12).await;
     let signals = bed.signals().await.list_signals(ListSignalsRequest::default()).await.unwrap().into_inner().signals;
-    assert_eq!(signals.len(), 10);
+    assert_eq!(signals.len(), 12);
     assert!(signals.iter().all(|signal| !signal.operation.as_ref().unwrap().error.is_empty()), "{signals:#?}");
 }

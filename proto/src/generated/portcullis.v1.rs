@@ -1899,7 +1899,7 @@ pub mod containment_service_client {
     use tonic::codegen::http::Uri;
     /// Containment: stopping a container, or a part of it, by hand. Each call is kept as a signal, whether it succeeded or not.
     ///
-    /// Errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
+    /// For root only: others get PERMISSION_DENIED. Further errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
     /// FAILED_PRECONDITION, it has ended, or what is asked for can't be done to it; INVALID_ARGUMENT. What containerd answered
     /// keeps its code and its text.
     #[derive(Debug, Clone)]
@@ -2058,7 +2058,7 @@ pub mod containment_service_server {
     }
     /// Containment: stopping a container, or a part of it, by hand. Each call is kept as a signal, whether it succeeded or not.
     ///
-    /// Errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
+    /// For root only: others get PERMISSION_DENIED. Further errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
     /// FAILED_PRECONDITION, it has ended, or what is asked for can't be done to it; INVALID_ARGUMENT. What containerd answered
     /// keeps its code and its text.
     #[derive(Debug)]
