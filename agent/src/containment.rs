@@ -271,7 +271,7 @@ impl Containment {
         let time_ns = clock::now_ns();
         let number = self.operations.fetch_add(1, Ordering::Relaxed);
         let signal = signal::operation(rule, found.map(|(_, container)| container), &place, operation, time_ns);
-        tracing::warn!(message = signal.message, "an operator's call");
+        tracing::warn!(operation = signal.message, "an operator contains or releases a container");
         let container = found.map(|(name, _)| name.clone());
         let pending = Pending { origin: Origin::Operation { time_ns, number }, signal, kin: Vec::new(), container };
         let sent = match self.signals.upgrade() {

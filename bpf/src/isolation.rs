@@ -37,7 +37,7 @@ pub enum IsolationError {
     },
     /// The kernel did not take a program, or did not attach it.
     #[error(
-        "program {name} on the cgroup {}: a kernel with CONFIG_CGROUP_BPF is needed, and no program above that forbids it",
+        "program {name} on the cgroup {}: CAP_NET_ADMIN and a kernel with CONFIG_CGROUP_BPF are needed, and no program above that forbids it",
         cgroup.display()
     )]
     Attach {

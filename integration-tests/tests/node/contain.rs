@@ -10,7 +10,7 @@ use portcullis_integration_tests::{
     node::Node,
     signals::{Containment, Signal},
 };
-use portcullis_policy::policyset::Backend;
+use portcullis_policy::{policyset::Backend, source::SHIPPED_DEFAULT};
 
 use crate::stopped;
 
@@ -62,6 +62,16 @@ pub fn containment_locks_out_every_exec(node: &Node) -> Result<()> {
     };
     refused()?;
     without_agent(node, refused)?;
+    {
+        // It stays when the container moves to another policy.
+        let _policy = node.policy(&SHIPPED_DEFAULT.replace("name: default", "name: other"))?;
+        eventually(|| {
+            let moved = node.containers()?.iter().any(|known| known.id == container.id() && known.policy == "other");
+            ensure!(moved, "it is not under the other policy");
+            Ok(())
+        })?;
+        refused()?;
+    }
     eventually(|| {
         ensure!(in_effect(node, &container)?.locked, "the new agent does not know that it is locked");
         Ok(())
@@ -73,7 +83,7 @@ pub fn containment_locks_out_every_exec(node: &Node) -> Result<()> {
     ensure!(result.stdout.trim() == expected, "the container's own loop: {result}");
 
     // The loop's, and one for each session.
-    let signals = signals_of(node, &container, &["locked"], 3)?;
+    let signals = signals_of(node, &container, &["locked"], 4)?;
     for signal in &signals {
         ensure!(
             signal.verdict == stopped(node) && signal.policy_rule == 0 && signal.operation.is_none(),
@@ -81,7 +91,7 @@ pub fn containment_locks_out_every_exec(node: &Node) -> Result<()> {
         );
     }
     let sessions = signals.iter().filter(|signal| signal.message.ends_with(": true")).count();
-    ensure!(sessions == 2, "{signals:#?}");
+    ensure!(sessions == 3, "{signals:#?}");
     let operations = signals_of(node, &container, &["containment", "release"], 2)?;
     let rules: Vec<_> = operations.iter().map(|signal| signal.rule.as_str()).collect();
     ensure!(rules == ["containment", "release"], "{rules:?}");
