@@ -7,7 +7,8 @@ use std::{
     process::Command,
 };
 
-const SOURCE: &str = "src/bpf/portcullis.bpf.c";
+/// What guards containers, and what cuts one off from the network.
+const PROGRAMS: [&str; 2] = ["portcullis", "isolate"];
 
 /// Names to try in turn: Debian 12 has clang 14 as `clang`; the programs are tested with 19.
 fn tool(variable: &str, candidates: &[&str]) -> Result<String, String> {
@@ -45,13 +46,19 @@ fn watch_dependencies(depfile: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed={SOURCE}");
     if env::var_os("CARGO_FEATURE_OBJECT").is_none() {
+        println!("cargo:rerun-if-changed=build.rs");
         return Ok(());
     }
+    PROGRAMS.iter().try_for_each(|name| compile(name))
+}
+
+fn compile(name: &str) -> Result<(), Box<dyn Error>> {
+    let source = format!("src/bpf/{name}.bpf.c");
+    println!("cargo:rerun-if-changed={source}");
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let object = out.join("portcullis.bpf.o");
-    let depfile = out.join("portcullis.bpf.d");
+    let object = out.join(format!("{name}.bpf.o"));
+    let depfile = out.join(format!("{name}.bpf.d"));
     let arch = match env::var("CARGO_CFG_TARGET_ARCH")?.as_str() {
         "x86_64" => "x86",
         "aarch64" => "arm64",
@@ -76,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .arg(multiarch)
         .args(["-MMD", "-MF"])
         .arg(&depfile)
-        .args(["-c", SOURCE, "-o"])
+        .args(["-c", &source, "-o"])
         .arg(&object))?;
     watch_dependencies(&depfile)?;
     // DWARF is 90 % of the object; BTF, which loading needs, stays.

@@ -18,6 +18,7 @@ use crate::{
     clock,
     config::Config,
     containers::Containers,
+    containment::{Containment, Means},
     counters::Counters,
     enforcement::{self, Cause, Enforcement, Overrides, PolicyTables},
     events::{EventLoop, EventsError, Stop},
@@ -105,6 +106,12 @@ impl App {
         )?;
 
         let (signals, pending) = mpsc::channel(SIGNAL_QUEUE);
+        let containment = Containment::new(
+            containers.clone(),
+            Arc::clone(&kernel) as Arc<dyn Means>,
+            &signals,
+            Arc::clone(&counters),
+        );
         let (events, stop_events) = EventLoop::open(
             &pins,
             directory,
@@ -157,6 +164,7 @@ impl App {
             counters,
             facts: Arc::new(facts),
             enforcement: enforcement.clone(),
+            containment,
         };
         let (listener, socket) = api::socket::bind(&config.run_dir, socket_group)?;
         let (shutdown, stopped) = watch::channel(false);

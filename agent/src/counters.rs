@@ -91,6 +91,10 @@ counters! {
         directories_unwatched,
         /// Questions for a container's image that containerd did not answer.
         images_unanswered,
+        /// Questions for containers' tasks that containerd did not answer: it is not known whether they are frozen.
+        tasks_unanswered,
+        /// What operators asked for that could not be kept as a signal; the log has it.
+        operations_unrecorded,
         /// Signals stored without their container's image because it did not become known in time.
         signals_without_image,
         /// Reported executions forgotten before their time, of which a repeat is reported once more.

@@ -7,8 +7,10 @@ use std::{
 
 use portcullis_bpf::{
     Backend,
-    abi::{Container, ContainerStats},
+    abi::{Container, ContainerStats, container_flags},
+    cgroup::Cgroup,
     guard::{Guard, GuardError, Move, Placement},
+    isolation::{self, IsolationError},
     loader::{self, LoadError},
     pins::Pins,
     probe,
@@ -16,10 +18,11 @@ use portcullis_bpf::{
 };
 use portcullis_policy::policyset;
 
-use crate::{api::KernelCounters, config::BackendChoice, enforcement::PolicyTables};
+use crate::{api::KernelCounters, config::BackendChoice, containment::Means, enforcement::PolicyTables};
 
 /// The tables.
 pub struct Kernel {
+    pins: Pins,
     tables: Mutex<Tables>,
     guard: Mutex<Guard>,
 }
@@ -28,7 +31,7 @@ impl Kernel {
     /// Loads and pins what is not pinned yet.
     pub fn load(pins: &Pins, backend: Backend) -> Result<Self, LoadError> {
         let tables = Mutex::new(loader::load(pins, backend)?);
-        Ok(Self { tables, guard: Mutex::new(Guard::open(pins.clone())?) })
+        Ok(Self { pins: pins.clone(), tables, guard: Mutex::new(Guard::open(pins.clone())?) })
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -59,6 +62,32 @@ impl PolicyTables for Kernel {
 
     fn move_container(&self, cgroup_id: u64, to: Placement) -> Result<Move, GuardError> {
         self.guard().move_container(cgroup_id, to)
+    }
+}
+
+/// One at a time, and none while a container is moved.
+impl Means for Kernel {
+    fn set_locked(&self, cgroup_id: u64, locked: bool) -> Result<Move, GuardError> {
+        self.guard().set_locked(cgroup_id, locked)
+    }
+
+    fn is_locked(&self, cgroup_id: u64) -> Result<bool, GuardError> {
+        let container = self.guard().container(cgroup_id)?;
+        Ok(container.is_some_and(|container| container.flags & container_flags::LOCKED != 0))
+    }
+
+    fn isolate(&self, cgroup: &Cgroup) -> Result<(), IsolationError> {
+        let _guard = self.guard();
+        isolation::isolate(&self.pins, cgroup)
+    }
+
+    fn end_isolation(&self, cgroup_id: u64) -> Result<(), IsolationError> {
+        let _guard = self.guard();
+        isolation::release(&self.pins, cgroup_id)
+    }
+
+    fn is_isolated(&self, cgroup_id: u64) -> bool {
+        isolation::is_isolated(&self.pins, cgroup_id)
     }
 }
 

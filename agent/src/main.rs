@@ -10,6 +10,8 @@
 //! | [`events`], [`records`], [`containers`] | from the ring buffer and the shims' records to signals |
 //! | [`signal`], [`tools`], [`text`], [`clock`] | how a signal is built |
 //! | [`image`] | which image a container was made from |
+//! | [`containment`] | stopping single containers, or parts of them, by hand |
+//! | [`containerd`] | the calls of containerd's API that these two need |
 //! | [`store`] | SQLite |
 //! | [`api`] | gRPC |
 //! | [`counters`] | everything that was dropped or refused |
@@ -21,7 +23,9 @@ mod app;
 mod changes;
 mod clock;
 mod config;
+mod containerd;
 mod containers;
+mod containment;
 mod counters;
 mod enforcement;
 mod events;

@@ -314,6 +314,7 @@ mod tests {
             ("shell_socket", abi::Behaviour::ShellSocket),
             ("interpreter_socket", abi::Behaviour::InterpreterSocket),
             ("raw_socket", abi::Behaviour::RawSocket),
+            ("locked", abi::Behaviour::Locked),
         ] {
             assert_eq!(catalog.tool(behaviour as u32).unwrap().id, id);
         }

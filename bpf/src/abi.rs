@@ -7,7 +7,7 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// `PORTCULLIS_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// `NAME_LEN`: bytes of a name in the tables, including at least one NUL.
 pub const NAME_LEN: usize = 64;
@@ -38,6 +38,8 @@ pub const UID_RANGES_MAX: usize = 4;
 /// `EXCEPTED_MAX`: tools of one execution that exceptions are looked for.
 pub const EXCEPTED_MAX: usize = 2;
 const PATTERN_WORDS: usize = 16;
+/// `NO_RULE` of [`Event::rule`]: what was found is no policy's business.
+pub const NO_RULE: u32 = u32::MAX;
 
 /// Key of `names` and `loader_options`.
 #[repr(C)]
@@ -295,6 +297,16 @@ pub struct Container {
     pub node_mount_ns: u32,
     /// Which of its policy's exceptions are for its image: a bit each.
     pub exceptions: u32,
+    /// [`container_flags`] bits.
+    pub flags: u32,
+    /// For the programs; 0 in the map.
+    pub level: u32,
+}
+
+/// `enum container_flags`, bits.
+pub mod container_flags {
+    /// Every exec in it is refused, but the container runtime's own.
+    pub const LOCKED: u32 = 1 << 0;
 }
 
 /// Value of `container_stats`, keyed by cgroup id.
@@ -470,6 +482,8 @@ abi_enum! {
         InterpreterSocket = 0xa793_1717,
         /// A raw or packet socket opened by anything.
         RawSocket = 0x60c3_cc13,
+        /// An exec in a locked container.
+        Locked = 0xce16_4093,
     }
 }
 

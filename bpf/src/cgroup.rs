@@ -124,6 +124,17 @@ pub fn hierarchy() -> Result<PathBuf, CgroupError> {
     mount_point(&read("/proc/self/mountinfo")?).ok_or(CgroupError::NotMounted)
 }
 
+/// Whether a process is in the cgroup of this id, or below it.
+pub fn holds(cgroup_id: u64, pid: u32) -> Result<bool, CgroupError> {
+    let mount = hierarchy()?;
+    let text = read(format!("/proc/{pid}/cgroup"))?;
+    let relative = group(&text).ok_or(CgroupError::NoGroup { pid })?.trim_start_matches('/');
+    let path = mount.join(relative);
+    let mut above = path.ancestors().take_while(|path| path.starts_with(&mount));
+    // One that is gone by now is not it.
+    Ok(above.any(|path| fs::metadata(path).is_ok_and(|found| found.ino() == cgroup_id)))
+}
+
 /// Whether this node has only cgroup v2, or v2 beside v1.
 pub fn is_unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
@@ -187,6 +198,19 @@ mod tests {
         // The programs' bound, from their own header.
         let header = include_str!("bpf/abi.h");
         assert!(header.contains(&format!("#define CGROUP_DEPTH_MAX {DEPTH_MAX}\n")));
+    }
+
+    #[test]
+    fn a_process_is_in_its_own_cgroup_and_those_above() {
+        let pid = std::process::id();
+        let text = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = hierarchy().unwrap().join(group(&text).unwrap().trim_start_matches('/'));
+        let root = fs::metadata(hierarchy().unwrap()).unwrap().ino();
+        for id in [fs::metadata(own).unwrap().ino(), root] {
+            assert!(holds(id, pid).unwrap());
+        }
+        assert!(!holds(u64::MAX, pid).unwrap());
+        assert!(matches!(holds(root, u32::MAX), Err(CgroupError::Procfs { .. })));
     }
 
     #[test]

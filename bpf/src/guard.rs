@@ -14,7 +14,7 @@ use aya::{
 
 use crate::{
     Backend,
-    abi::{Container, ContainerStats, Mode},
+    abi::{Container, ContainerStats, Mode, container_flags},
     cgroup::Cgroup,
     pins::{LSM_PROGRAMS, Pins},
 };
@@ -103,10 +103,10 @@ pub struct Placement {
     pub exceptions: u32,
 }
 
-/// What became of a container that was to be put under another policy.
+/// What became of a container's entry that was to be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
-    /// It is under the other policy or mode now.
+    /// It is as wanted now.
     Moved,
     /// It was already.
     InPlace,
@@ -159,13 +159,25 @@ impl Guard {
     /// Puts a container under another policy or mode, in one step: a program sees the old entry or the new one. A container
     /// that is not in the table stays out of it, even if it is released at this moment.
     pub fn move_container(&mut self, cgroup_id: u64, to: Placement) -> Result<Move, GuardError> {
+        let Placement { policy, mode, exceptions } = to;
+        self.change(cgroup_id, |old| Container { policy, mode: mode as u32, exceptions, ..old })
+    }
+
+    /// Locks a container, so that every exec in it is refused, or unlocks it. Whoever moves it meanwhile must do so by the same
+    /// value of this type.
+    pub fn set_locked(&mut self, cgroup_id: u64, locked: bool) -> Result<Move, GuardError> {
+        let lock = if locked { container_flags::LOCKED } else { 0 };
+        self.change(cgroup_id, |old| Container { flags: old.flags & !container_flags::LOCKED | lock, ..old })
+    }
+
+    fn change(&mut self, cgroup_id: u64, change: impl FnOnce(Container) -> Container) -> Result<Move, GuardError> {
         let error = |source| GuardError::Map { name: "containers", source };
         let old = match self.containers.get(&cgroup_id, 0) {
             Ok(old) => old,
             Err(source) if is_missing(&source) => return Ok(Move::Gone),
             Err(source) => return Err(error(source)),
         };
-        let new = Container { policy: to.policy, mode: to.mode as u32, exceptions: to.exceptions, ..old };
+        let new = change(old);
         if new == old {
             return Ok(Move::InPlace);
         }
@@ -220,10 +232,12 @@ impl Guard {
         match fs::read_dir(&directory) {
             Ok(entries) => {
                 let bpffs = |source| GuardError::Bpffs { path: directory.clone(), source };
+                // The agent may be ending the container's isolation at this moment.
+                let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
                 for entry in entries {
-                    fs::remove_file(entry.map_err(bpffs)?.path()).map_err(bpffs)?;
+                    fs::remove_file(entry.map_err(bpffs)?.path()).or_else(gone).map_err(bpffs)?;
                 }
-                fs::remove_dir(&directory).map_err(bpffs)?;
+                fs::remove_dir(&directory).or_else(gone).map_err(bpffs)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(GuardError::Bpffs { path: directory, source }),

@@ -11,7 +11,7 @@ use portcullis_bpf::{
     abi::{
         self, Action, Behaviour, Comm, Container, ContainerStats, Decision, Event, Exception, ExceptionKey,
         FingerprintKey, Hook, Identity, Kind, LoaderOption, Mode, NameKey, NamePrefix, Pattern, PatternKey,
-        PatternList, RuleKey, Ruling, UidRange, Verdict, exception_flags, flags, identified_by, place,
+        PatternList, RuleKey, Ruling, UidRange, Verdict, container_flags, exception_flags, flags, identified_by, place,
     },
     loader,
 };
@@ -85,6 +85,8 @@ fn keys_and_values_of_maps() {
             ("scope", offset_of!(Container, scope)),
             ("node_mount_ns", offset_of!(Container, node_mount_ns)),
             ("exceptions", offset_of!(Container, exceptions)),
+            ("flags", offset_of!(Container, flags)),
+            ("level", offset_of!(Container, level)),
         ],
     );
     assert_layout(
@@ -133,6 +135,10 @@ fn keys_and_values_of_maps() {
             ("decisions", offset_of!(Ruling, decisions)),
         ],
     );
+}
+
+#[test]
+fn keys_and_values_of_exceptions() {
     assert_layout(
         "exception_key",
         size_of::<ExceptionKey>(),
@@ -242,6 +248,7 @@ fn enums() {
             ("SHELL_SOCKET", Behaviour::ShellSocket as u32),
             ("INTERPRETER_SOCKET", Behaviour::InterpreterSocket as u32),
             ("RAW_SOCKET", Behaviour::RawSocket as u32),
+            ("LOCKED", Behaviour::Locked as u32),
         ],
     );
 }
@@ -255,6 +262,7 @@ fn enums_of_exceptions_and_events() {
             ("EXCEPTION_MORE_ARGUMENTS", exception_flags::MORE_ARGUMENTS),
         ],
     );
+    assert_enum("container_flags", &[("CONTAINER_LOCKED", container_flags::LOCKED)]);
     assert_enum(
         "pattern_list",
         &[

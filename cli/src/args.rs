@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{ColorChoice, Parser, Subcommand};
 
 use crate::{
-    check, completions, containers, exit, fingerprint, man, mode,
+    check, completions,
+    contain::{Contain, Release},
+    containers, exit, fingerprint, man, mode,
     output::{Format, Screen},
     policy, signals,
 };
@@ -51,6 +53,8 @@ pub enum Command {
     Containers(containers::Args),
     Policy(policy::Args),
     Mode(mode::Args),
+    Contain(Contain),
+    Release(Release),
     Fingerprint(fingerprint::Args),
     Completions(completions::Args),
     Man(man::Args),

@@ -9,8 +9,9 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use portcullis_proto::v1::{
-    container_service_client::ContainerServiceClient, node_service_client::NodeServiceClient,
-    policy_service_client::PolicyServiceClient, signal_service_client::SignalServiceClient,
+    container_service_client::ContainerServiceClient, containment_service_client::ContainmentServiceClient,
+    node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient,
+    signal_service_client::SignalServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -104,6 +105,11 @@ impl Agent {
     /// The service of policies.
     pub fn policies(&self) -> PolicyServiceClient<Channel> {
         PolicyServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// The service of containment.
+    pub fn containment(&self) -> ContainmentServiceClient<Channel> {
+        ContainmentServiceClient::new(self.channel.clone())
     }
 
     /// The service of the node.

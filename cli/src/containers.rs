@@ -11,7 +11,7 @@ use crate::{
     exit::note,
     output::{Format, Sequence, Tone},
     table::{Cell, Table, text, whole},
-    view::{Container, Mode, Pod},
+    view::{Container, Containment, Mode, Pod},
 };
 
 /// What is guarded here, and what should be but is not
@@ -50,7 +50,7 @@ impl Args {
             format => {
                 let wide = format == Format::Wide;
                 let mut columns = vec![text("CONTAINER"), text("IMAGE"), text("POD"), whole("GUARD"), whole("MODE")];
-                columns.extend([text("POLICY"), whole("MATCHED"), whole("STOPPED"), whole("LOST")]);
+                columns.extend([text("POLICY"), whole("MATCHED"), whole("STOPPED"), whole("LOST"), text("CONTAINED")]);
                 if wide {
                     columns.extend([whole("BACKEND"), text("NAMESPACE"), whole("CGROUP"), whole("CREATED")]);
                     columns.extend([whole("ENDED"), text("WHY THIS POLICY"), text("WHY")]);
@@ -84,6 +84,7 @@ fn row(container: &Container, wide: bool) -> Vec<Cell> {
         Cell::text(counter(|counters| counters.matched)),
         Cell::text(counter(|counters| counters.blocked.saturating_add(counters.killed))),
         if any_lost { lost.tone(Tone::Warning) } else { lost },
+        Cell::text(container.containment.map(Containment::words).unwrap_or_default()).tone(Tone::Warning),
     ];
     if wide {
         let time = |time: Option<crate::time::Time>| Cell::text(time.map(crate::time::Time::short).unwrap_or_default());

@@ -8,6 +8,7 @@
 //! | [`containers`] | `containers list` |
 //! | [`policy`] | `policy list`, `get`, `apply`, `delete`, `explain`, `report`, `suggest`, `validate`, `schema` |
 //! | [`mode`] | `mode`: detect or enforce, at run time |
+//! | [`contain`] | `contain`, `release` |
 //! | [`fingerprint`] | `fingerprint`: programs' contents for a catalogue file |
 //! | [`completions`], [`man`] | what is generated from the command line's definition |
 //! | [`client`] | the connection to the agent, and its errors |
@@ -20,6 +21,7 @@ mod args;
 mod check;
 mod client;
 mod completions;
+mod contain;
 mod containers;
 mod escape;
 mod exit;
@@ -55,6 +57,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Check(verb) => return runtime()?.block_on(verb.run(&global)),
         Command::Signals(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Containers(verb) => runtime()?.block_on(verb.run(&global))?,
+        Command::Contain(verb) => runtime()?.block_on(verb.run(&global))?,
+        Command::Release(verb) => runtime()?.block_on(verb.run(&global))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -130,6 +130,17 @@ impl From<policyset::Mode> for Mode {
     }
 }
 
+words! {
+    /// What an operator does to a container.
+    Measure {
+        Freeze = "freeze",
+        Kill = "kill",
+        KillProcess = "kill-process",
+        IsolateNetwork = "isolate-network",
+        Lock = "lock"
+    }
+}
+
 fn time(time: Option<prost_types::Timestamp>) -> Option<Time> {
     time.as_ref().and_then(Time::from_proto)
 }
@@ -157,6 +168,7 @@ pub struct Signal {
     pub message: String,
     pub remote: Option<Endpoint>,
     pub related: Vec<u64>,
+    pub operation: Option<Operation>,
     pub count: u64,
     pub last_time: Option<Time>,
     pub occurrences: Vec<Occurrence>,
@@ -189,6 +201,25 @@ pub struct SignalUpdate {
     pub id: u64,
     pub count: u64,
     pub last_time: Option<Time>,
+}
+
+/// What an operator asked for.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Operation {
+    pub measures: Vec<Measure>,
+    pub pid: u32,
+    pub caller: Option<Caller>,
+    pub error: String,
+}
+
+/// The process that asked.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
 }
 
 /// The other end of a socket.
@@ -268,6 +299,31 @@ pub struct Container {
     pub created: Option<Time>,
     pub ended: Option<Time>,
     pub counters: Option<Counters>,
+    pub containment: Option<Containment>,
+}
+
+/// What operators have put in effect.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Containment {
+    /// Not known when containerd did not say.
+    pub frozen: Option<bool>,
+    pub network_isolated: bool,
+    pub locked: bool,
+}
+
+impl Containment {
+    /// For people; empty when nothing is in effect.
+    pub fn words(self) -> String {
+        let frozen = match self.frozen {
+            Some(true) => Some("frozen"),
+            Some(false) => None,
+            None => Some("perhaps frozen (containerd does not answer)"),
+        };
+        let isolated = self.network_isolated.then_some("network isolated");
+        let words: Vec<_> = [frozen, isolated, self.locked.then_some("locked")].into_iter().flatten().collect();
+        words.join(", ")
+    }
 }
 
 /// Its Kubernetes pod.
@@ -339,10 +395,22 @@ impl From<v1::Signal> for Signal {
             message: signal.message,
             remote: signal.remote.map(|remote| Endpoint { address: remote.address, port: remote.port }),
             related: signal.related,
+            operation: signal.operation.map(Into::into),
             count: signal.count,
             last_time: time(signal.last_time),
             occurrences: signal.occurrences.into_iter().map(Into::into).collect(),
             suppressed: signal.suppressed.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<v1::Operation> for Operation {
+    fn from(operation: v1::Operation) -> Self {
+        Self {
+            measures: operation.measures().map(Into::into).collect(),
+            pid: operation.pid,
+            caller: operation.caller.map(|v1::Caller { uid, gid, pid }| Caller { uid, gid, pid }),
+            error: operation.error,
         }
     }
 }
@@ -436,7 +504,15 @@ impl From<v1::Container> for Container {
             created: time(container.created),
             ended: time(container.ended),
             counters: container.counters.map(Into::into),
+            containment: container.containment.map(Into::into),
         }
+    }
+}
+
+impl From<v1::Containment> for Containment {
+    fn from(containment: v1::Containment) -> Self {
+        let v1::Containment { frozen, network_isolated, locked } = containment;
+        Self { frozen, network_isolated, locked }
     }
 }
 

@@ -23,6 +23,7 @@ pub struct Signal {
     pub message: String,
     pub remote: Option<Endpoint>,
     pub related: Vec<u64>,
+    pub operation: Option<Operation>,
     pub count: u64,
     pub occurrences: Vec<Occurrence>,
     pub suppressed: Vec<SuppressedCount>,
@@ -43,6 +44,23 @@ pub struct SuppressedCount {
     pub tool: String,
     pub verdict: String,
     pub count: u64,
+}
+
+/// What an operator asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)]
+pub struct Operation {
+    pub measures: Vec<String>,
+    pub caller: Option<Caller>,
+    pub error: String,
+}
+
+/// The process that asked.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[allow(missing_docs)]
+pub struct Caller {
+    pub uid: u32,
+    pub pid: u32,
 }
 
 /// The other end of a socket.
@@ -121,6 +139,19 @@ pub struct Container {
     /// Only in the list of containers.
     #[serde(default)]
     pub counters: Option<Counters>,
+    /// The same.
+    #[serde(default)]
+    pub containment: Option<Containment>,
+}
+
+/// What operators have put in effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Containment {
+    pub frozen: Option<bool>,
+    pub network_isolated: bool,
+    pub locked: bool,
 }
 
 /// What the kernel counted for a container.

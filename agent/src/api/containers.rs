@@ -18,13 +18,18 @@ impl ContainerService for ContainerApi {
         request: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
         let include_ended = request.into_inner().include_ended;
-        let mut containers: Vec<Container> = self
+        let known: Vec<_> = self
             .0
             .containers
             .all()
-            .values()
+            .into_values()
             .filter(|container| include_ended || container.ended_ns.is_none())
-            .map(|container| {
+            .collect();
+        let containments = self.0.containment.in_effect(&known).await;
+        let mut containers: Vec<Container> = known
+            .iter()
+            .zip(containments)
+            .map(|(container, containment)| {
                 let stats = match container.record.cgroup_id {
                     0 => None,
                     cgroup_id => self.0.kernel.container(cgroup_id),
@@ -36,7 +41,7 @@ impl ContainerService for ContainerApi {
                     lost: stats.lost,
                     excepted: stats.excepted,
                 });
-                Container { counters, ..signal::container_message(container) }
+                Container { counters, containment: Some(containment), ..signal::container_message(container) }
             })
             .collect();
         containers.sort_by(|a, b| (&a.containerd_namespace, &a.id).cmp(&(&b.containerd_namespace, &b.id)));

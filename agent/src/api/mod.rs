@@ -2,7 +2,7 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`signals`], [`containers`], [`node`], [`policies`] | one service each |
+//! | [`signals`], [`containers`], [`containment`], [`node`], [`policies`] | one service each |
 //! | [`explain`] | what would come of an execution: question and answer |
 //! | [`watch`] | the stream of signals |
 //! | [`page`] | page tokens |
@@ -10,6 +10,7 @@
 //! | [`socket`] | the socket's place, mode and group |
 
 mod containers;
+mod containment;
 mod explain;
 mod node;
 mod page;
@@ -24,15 +25,20 @@ use std::sync::Arc;
 use portcullis_bpf::abi::ContainerStats;
 use portcullis_policy::yaml;
 use portcullis_proto::v1::{
-    self, container_service_server::ContainerServiceServer, node_service_server::NodeServiceServer,
-    policy_service_server::PolicyServiceServer, signal_service_server::SignalServiceServer,
+    self, container_service_server::ContainerServiceServer, containment_service_server::ContainmentServiceServer,
+    node_service_server::NodeServiceServer, policy_service_server::PolicyServiceServer,
+    signal_service_server::SignalServiceServer,
 };
 use tokio::{net::UnixListener, sync};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use self::{containers::ContainerApi, node::NodeApi, policies::PolicyApi, signals::SignalApi};
-use crate::{containers::Containers, counters::Counters, enforcement::Enforcement, store::Store};
+use self::{
+    containers::ContainerApi, containment::ContainmentApi, node::NodeApi, policies::PolicyApi, signals::SignalApi,
+};
+use crate::{
+    containers::Containers, containment::Containment, counters::Counters, enforcement::Enforcement, store::Store,
+};
 
 /// Bytes of a request; the largest is a filter.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -79,6 +85,8 @@ pub struct Sources {
     pub facts: Arc<NodeFacts>,
     /// The policies.
     pub enforcement: Enforcement,
+    /// What operators stop by hand.
+    pub containment: Containment,
 }
 
 /// Why the API could not be served.
@@ -101,6 +109,7 @@ pub async fn serve(
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<SignalServiceServer<SignalApi>>().await;
     reporter.set_serving::<ContainerServiceServer<ContainerApi>>().await;
+    reporter.set_serving::<ContainmentServiceServer<ContainmentApi>>().await;
     reporter.set_serving::<NodeServiceServer<NodeApi>>().await;
     reporter.set_serving::<PolicyServiceServer<PolicyApi>>().await;
     let reflection = || {
@@ -119,6 +128,10 @@ pub async fn serve(
         .add_service(SignalServiceServer::new(signals).max_decoding_message_size(MAX_REQUEST))
         .add_service(ContainerServiceServer::new(ContainerApi(sources.clone())).max_decoding_message_size(MAX_REQUEST))
         .add_service(PolicyServiceServer::new(policies).max_decoding_message_size(MAX_POLICY_REQUEST))
+        .add_service(
+            ContainmentServiceServer::new(ContainmentApi(sources.containment.clone()))
+                .max_decoding_message_size(MAX_REQUEST),
+        )
         .add_service(NodeServiceServer::new(NodeApi(sources)).max_decoding_message_size(MAX_REQUEST))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             // An error means that the other end is gone, which is the end as well.

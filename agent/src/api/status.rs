@@ -4,6 +4,8 @@ use tonic::{Code, Status};
 
 use super::{page::TokenError, watch::WatchError};
 use crate::{
+    containerd::ContainerdError,
+    containment::{self, ContainmentError},
     enforcement::{EditError, ModeError},
     store::{StoreError, filter::FilterError},
 };
@@ -83,4 +85,32 @@ fn chain(error: impl Into<anyhow::Error>) -> String {
         message.push_str("… (and more)");
     }
     message
+}
+
+impl From<ContainmentError> for Status {
+    fn from(error: ContainmentError) -> Self {
+        use ContainmentError as E;
+        let text = containment::describe(&error);
+        let code = match &error {
+            E::NoContainer { .. } | E::NoProcess { .. } => Code::NotFound,
+            E::Several { .. } | E::Irreversible(_) | E::NoMeasure | E::Pid => Code::InvalidArgument,
+            E::Ended { .. }
+            | E::Unguarded { .. }
+            | E::Nested { .. }
+            | E::NotInTable { .. }
+            | E::NoCgroup { .. }
+            | E::NoContainerd { .. }
+            | E::NotItsProcess { .. } => Code::FailedPrecondition,
+            E::Containerd(ContainerdError::Call(status)) => match status.code() {
+                // Of the agent these would say that itself is not there.
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Code::Aborted,
+                code => code,
+            },
+            E::Containerd(_) => Code::Aborted,
+            E::KillProcess { .. } | E::Guard(_) | E::Isolation(_) | E::Cgroup(_) => Code::Internal,
+            E::NotPermitted => Code::PermissionDenied,
+            E::Stopping => Code::Unavailable,
+        };
+        Self::new(code, text)
+    }
 }

@@ -5,11 +5,12 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 use hyper_util::rt::TokioIo;
 use portcullis_bpf::abi;
 use portcullis_proto::v1::{
-    ApplyPolicyRequest, Container, ContainerReference, DeletePolicyRequest, ExplainPolicyRequest, GetPolicyRequest,
-    GetSignalRequest, GetStatusRequest, ListContainersRequest, ListPoliciesRequest, ListSignalsRequest, PolicyChange,
-    SetModeRequest, Signal, SignalFilter, Tool, WatchSignalsRequest, container_service_client::ContainerServiceClient,
-    node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient, set_mode_request::Target,
-    signal_service_client::SignalServiceClient,
+    ApplyPolicyRequest, ContainRequest, Container, ContainerReference, Containment as InEffect, DeletePolicyRequest,
+    ExplainPolicyRequest, GetPolicyRequest, GetSignalRequest, GetStatusRequest, ListContainersRequest,
+    ListPoliciesRequest, ListSignalsRequest, Measure, PolicyChange, ReleaseRequest, SetModeRequest, Signal,
+    SignalFilter, Tool, WatchSignalsRequest, container_service_client::ContainerServiceClient,
+    containment_service_client::ContainmentServiceClient, node_service_client::NodeServiceClient,
+    policy_service_client::PolicyServiceClient, set_mode_request::Target, signal_service_client::SignalServiceClient,
 };
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 use tonic::{
@@ -20,7 +21,9 @@ use tonic::{
 use super::*;
 use crate::{
     clock::{now_ns, timestamp},
+    containment::Means,
     enforcement::Cause,
+    image::{Pending, complete_signals},
     records::RecordName,
     store::{
         self, Command, Limits, Sender,
@@ -42,12 +45,15 @@ impl KernelCounters for NoKernel {
 }
 
 struct Bed {
+    /// What containment does to the kernel.
+    means: Arc<testing::FakeTables>,
     directory: tempfile::TempDir,
     sender: Sender,
     sources: Sources,
     tables: Arc<FakeTables>,
     shutdown: sync::watch::Sender<bool>,
     socket: PathBuf,
+    _signals: sync::mpsc::Sender<Pending>,
 }
 
 fn bed() -> Bed {
@@ -63,7 +69,13 @@ fn bed() -> Bed {
         checks: Vec::new(),
     };
     let (containers, tables) = (Containers::default(), Arc::<FakeTables>::default());
+    let means = Arc::<testing::FakeTables>::default();
+    let (signals, pending) = sync::mpsc::channel(8);
+    tokio::spawn(complete_signals(pending, containers.clone(), sender.clone(), Arc::clone(&counters)));
+    let containment =
+        Containment::new(containers.clone(), Arc::clone(&means) as Arc<dyn Means>, &signals, Arc::clone(&counters));
     let sources = Sources {
+        containment,
         store,
         enforcement: testing::enforcement_with(directory.path(), &containers, Arc::clone(&tables), Arc::default()),
         containers,
@@ -74,7 +86,7 @@ fn bed() -> Bed {
     let (shutdown, stopped) = sync::watch::channel(false);
     let (listener, socket) = socket::bind(directory.path(), None).unwrap();
     tokio::spawn(serve(listener, sources.clone(), stopped));
-    Bed { directory, sender, sources, tables, shutdown, socket }
+    Bed { means, directory, sender, sources, tables, shutdown, socket, _signals: signals }
 }
 
 async fn put_into(sender: &Sender, number: u64, tool: &str) {
@@ -454,4 +466,124 @@ async fn policies_that_make_no_sense_are_refused_whole() {
     let request = GetPolicyRequest { name: "two".into() };
     assert_eq!(client.get_policy(request).await.unwrap_err().code(), Code::NotFound);
     assert!(!bed.directory.path().join("policies").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_are_contained_and_released_and_each_call_is_kept() {
+    let bed = bed();
+    let cgroup = bed.directory.path().join("cgroup");
+    std::fs::create_dir(&cgroup).unwrap();
+    let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&cgroup).unwrap());
+    let mut record = testing::record(id, "c1");
+    record.cgroup_path.clone_from(&cgroup);
+    bed.sources.containers.insert(RecordName::Cgroup(id), record);
+    bed.means.enter(id, 1, portcullis_bpf::abi::Mode::Detect);
+    let mut client = ContainmentServiceClient::new(bed.channel().await);
+    let contain = |measure: Measure| ContainRequest {
+        container_id: "c1".into(),
+        measure: measure.into(),
+        ..ContainRequest::default()
+    };
+    // Whether it is frozen is not known: there is no containerd.
+    let in_effect = |network_isolated, locked| Some(InEffect { frozen: None, network_isolated, locked });
+    let now = client.contain(contain(Measure::Lock)).await.unwrap().into_inner().container.unwrap();
+    assert_eq!(now.containment, in_effect(false, true));
+    let now = client.contain(contain(Measure::IsolateNetwork)).await.unwrap().into_inner().container.unwrap();
+    assert_eq!(now.containment, in_effect(true, true));
+    let release = |measures: &[Measure]| ReleaseRequest {
+        container_id: "c1".into(),
+        containerd_namespace: "default".into(),
+        measures: measures.iter().map(|measure| (*measure).into()).collect(),
+    };
+    let request = release(&[Measure::Lock, Measure::IsolateNetwork]);
+    let now = client.release(request).await.unwrap().into_inner().container.unwrap();
+    assert_eq!(now.containment, in_effect(false, false));
+    client.contain(contain(Measure::IsolateNetwork)).await.unwrap();
+    let error = client.release(release(&[])).await.unwrap_err();
+    assert!(error.code() == Code::Aborted && error.message().contains("connecting to containerd"), "{error}");
+    assert!(!bed.means.is_isolated(id), "what needs no containerd is taken back all the same");
+    assert!(bed.sources.counters.tasks_unanswered.get() > 0);
+
+    bed.stored(5).await;
+    let request = ListSignalsRequest { oldest_first: true, ..ListSignalsRequest::default() };
+    let signals = bed.signals().await.list_signals(request).await.unwrap().into_inner().signals;
+    let rules: Vec<_> = signals.iter().map(|signal| signal.rule.as_str()).collect();
+    assert_eq!(rules, ["containment", "containment", "release", "containment", "release"]);
+    let operation = signals[0].operation.as_ref().unwrap();
+    let caller = operation.caller.unwrap();
+    assert_eq!(caller.pid, std::process::id());
+    assert_eq!((operation.measures().collect::<Vec<_>>(), operation.error.as_str()), (vec![Measure::Lock], ""));
+    let expected = format!("containment of container c1 (lock) by uid {}, pid {}: done", caller.uid, caller.pid);
+    assert_eq!(signals[0].message, expected);
+    assert_eq!(signals[0].container.as_ref().unwrap().cgroup_id, id);
+    assert!(signals[4].message.contains("(all)") && signals[4].message.contains("not done: connecting"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_contained_is_refused_with_a_reason() {
+    let bed = bed();
+    let ended = testing::record(43, "ended");
+    bed.sources.containers.insert(RecordName::Cgroup(43), ended);
+    bed.sources.containers.mark_ended(&RecordName::Cgroup(43), 9);
+    let mut unguarded = testing::record(44, "unguarded");
+    unguarded.guard = portcullis_policy::record::Guard::Unguarded { reason: "no pins".into() };
+    bed.sources.containers.insert(RecordName::Cgroup(44), unguarded);
+    for (id, namespace) in [(45, "a"), (46, "b")] {
+        let mut twin = testing::record(id, "twin");
+        twin.containerd_namespace = namespace.into();
+        twin.cgroup_path = format!("/nonexistent/{namespace}").into();
+        bed.sources.containers.insert(RecordName::Cgroup(id), twin);
+    }
+    let mut inner = testing::record(47, "inner");
+    inner.cgroup_path = "/nonexistent/a/inner".into();
+    bed.sources.containers.insert(RecordName::Cgroup(47), inner);
+    let mut client = ContainmentServiceClient::new(bed.channel().await);
+    let own = std::process::id();
+    for (id, measure, pid, code, reason) in [
+        ("gone", Measure::Lock, 0, Code::NotFound, "no container \"gone\" is known here"),
+        ("ended", Measure::Kill, 0, Code::FailedPrecondition, "has ended"),
+        ("unguarded", Measure::Lock, 0, Code::FailedPrecondition, "without its guard (no pins)"),
+        ("twin", Measure::Lock, 0, Code::InvalidArgument, "several of containerd's namespaces"),
+        ("inner", Measure::Lock, 0, Code::FailedPrecondition, "inside of container \"twin\""),
+        ("inner", Measure::IsolateNetwork, 0, Code::Internal, "opening the cgroup"),
+        ("inner", Measure::Freeze, 0, Code::Aborted, "connecting to containerd"),
+        ("inner", Measure::KillProcess, own, Code::FailedPrecondition, "is not in container \"inner\""),
+        ("inner", Measure::KillProcess, u32::MAX, Code::NotFound, "there is no process"),
+        ("inner", Measure::KillProcess, 0, Code::InvalidArgument, "pid is for"),
+        ("inner", Measure::Lock, 7, Code::InvalidArgument, "pid is for"),
+        ("inner", Measure::Unspecified, 0, Code::InvalidArgument, "measure is not set"),
+    ] {
+        let request =
+            ContainRequest { container_id: id.into(), measure: measure.into(), pid, ..ContainRequest::default() };
+        let error = client.contain(request).await.unwrap_err();
+        assert!(error.code() == code && error.message().contains(reason), "{id} {measure:?}: {error:?}");
+    }
+    let twin = ContainRequest {
+        container_id: "twin".into(),
+        containerd_namespace: "b".into(),
+        measure: Measure::Lock.into(),
+        pid: 0,
+    };
+    let error = client.contain(twin).await.unwrap_err();
+    assert!(error.message().contains("another version of Portcullis"), "{error}");
+    let request = |measure: i32| ReleaseRequest {
+        container_id: "inner".into(),
+        measures: vec![measure],
+        ..ReleaseRequest::default()
+    };
+    for (measure, reason) in [(Measure::Kill as i32, "MEASURE_KILL can't be taken back"), (77, "newer version")] {
+        let error = client.release(request(measure)).await.unwrap_err();
+        assert!(error.code() == Code::InvalidArgument && error.message().contains(reason), "{error}");
+    }
+    // Others may look.
+    let place = crate::signal::Place { id: "inner", namespace: "" };
+    for caller in [None, Some(v1::Caller { uid: u32::MAX - 7, gid: 0, pid: 1 })] {
+        let error = bed.sources.containment.contain(place, Measure::Freeze, 0, caller).await.unwrap_err();
+        assert_eq!(tonic::Status::from(error).code(), Code::PermissionDenied);
+    }
+    // All but what makes no sense whatever the container is.
+    bed.stored(12).await;
+    let signals = bed.signals().await.list_signals(ListSignalsRequest::default()).await.unwrap().into_inner().signals;
+    assert_eq!(signals.len(), 12);
+    assert!(signals.iter().all(|signal| !signal.operation.as_ref().unwrap().error.is_empty()), "{signals:#?}");
 }

@@ -4,7 +4,6 @@
 //! the answer is there even when the container lives for milliseconds. A signal whose image is being asked for waits
 //! a moment, here and not in the ring buffer's thread.
 
-mod containerd;
 mod resolver;
 mod stage;
 

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use portcullis_policy::record::ContainerRecord;
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
-use super::containerd;
 use crate::{
+    containerd::Containerd,
     containers::{self, Containers, Image},
     counters::Counters,
     enforcement::Enforcement,
@@ -58,9 +58,8 @@ async fn resolve(record: &ContainerRecord, sender: &Sender, store: &Store, count
         return Image::None;
     }
     for attempt in 1..=ATTEMPTS {
-        let answer =
-            containerd::image(&record.containerd_address, &record.containerd_namespace, &record.container_id).await;
-        match answer {
+        let containerd = Containerd { address: &record.containerd_address, namespace: &record.containerd_namespace };
+        match containerd.image(&record.container_id).await {
             Ok(Some(image)) => {
                 // Fails only when the store is closing.
                 let _ = sender.send(Command::Image(key, image.clone())).await;

@@ -57,6 +57,13 @@ pub enum Origin {
         /// When the first such event was made, `CLOCK_BOOTTIME`.
         time_ns: u64,
     },
+    /// What an operator asked for.
+    Operation {
+        /// When, nanoseconds since 1970.
+        time_ns: u64,
+        /// Tells it from another one of the same time.
+        number: u64,
+    },
 }
 
 /// How the origins of all of a process's events begin.
@@ -88,6 +95,7 @@ impl Origin {
             Self::Suppressed { cgroup_id, time_ns } => {
                 [&b"s"[..], &cgroup_id.to_be_bytes(), &time_ns.to_be_bytes()].concat()
             }
+            Self::Operation { time_ns, number } => [&b"o"[..], &time_ns.to_be_bytes(), &number.to_be_bytes()].concat(),
         }
     }
 

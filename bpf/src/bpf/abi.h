@@ -8,7 +8,7 @@
 #ifndef PORTCULLIS_ABI_H
 #define PORTCULLIS_ABI_H
 
-#define PORTCULLIS_ABI_VERSION 4
+#define PORTCULLIS_ABI_VERSION 5
 
 /* Enums are members and values here: 32 bits each, on both sides. */
 #define ASSERT_ENUM_IS_U32(name) _Static_assert(sizeof(enum name) == sizeof(__u32), #name)
@@ -38,6 +38,8 @@
 #define PATTERN_LEN 128
 /* Tools of one execution that exceptions are looked for. */
 #define EXCEPTED_MAX 2
+/* Of event.rule: what was found is no policy's business. */
+#define NO_RULE 0xffffffff
 
 enum mode {
 	MODE_DETECT = 1,
@@ -185,6 +187,8 @@ enum behaviour {
 	SHELL_SOCKET = 0x35a0d1e3,
 	INTERPRETER_SOCKET = 0xa7931717,
 	RAW_SOCKET = 0x60c3cc13,
+	/* An exec in a locked container. No rule knows it: an operator has decided. */
+	LOCKED = 0xce164093,
 };
 
 /* Key of `rules`. */
@@ -269,6 +273,12 @@ struct pattern {
 	__u64 mask[PATTERN_LEN / 8];
 };
 
+/* Bits of container.flags. */
+enum container_flags {
+	/* Every exec in it is refused, but the container runtime's own. */
+	CONTAINER_LOCKED = 1 << 0,
+};
+
 /* Value of `containers`; the key is the container's cgroup id as u64. */
 struct container {
 	/* The key once more, and first: what a program reads while the entry is replaced may become another container's. */
@@ -284,6 +294,10 @@ struct container {
 	__u32 node_mount_ns;
 	/* Which of its policy's exceptions are for its image: a bit each. */
 	__u32 exceptions;
+	/* Written by the agent, when an operator wants it. */
+	enum container_flags flags;
+	/* Only in what a program has read: how many levels its cgroup is below the hierarchy's root. */
+	__u32 level;
 };
 
 /* Value of `container_stats`; the key is the container's cgroup id as u64. */
@@ -364,7 +378,7 @@ struct event {
 	__u32 ancestors;
 	enum place place;
 	struct endpoint remote;
-	/* Number of the policy's rule that decided, from 0. */
+	/* Number of the policy's rule that decided, from 0; NO_RULE if none did. */
 	__u32 rule;
 	char invoked[NAME_LEN];
 	char tty[TTY_LEN];
@@ -382,6 +396,7 @@ ASSERT_ENUM_IS_U32(kind);
 ASSERT_ENUM_IS_U32(loader_option);
 ASSERT_ENUM_IS_U32(behaviour);
 ASSERT_ENUM_IS_U32(place);
+ASSERT_ENUM_IS_U32(container_flags);
 ASSERT_ENUM_IS_U32(exception_flags);
 ASSERT_ENUM_IS_U32(pattern_list);
 ASSERT_ENUM_IS_U32(hook);

@@ -5,15 +5,16 @@
  *
  * Backend lsm (kernel 6.0): five programs on each container's own cgroup. A kernel attaches cgroups' programs to ten
  * different hooks at most.
- *   pc_bprm_check      before the point of no return: a match that the policy blocks ends in EPERM.
+ *   pc_bprm_check      before the point of no return: a match that the policy blocks ends in EPERM, and so does whatever is
+ *                      executed in a locked container.
  *   pc_bprm_committed  the exec is final, the new program has not run yet: reports what was let through, ends with SIGKILL
  *                      what only the true argv shows, and remembers the image for later signals' lineage.
  *   pc_mmap_file       a file is mapped as code: a match that the policy blocks ends in EPERM.
  *   pc_socket_connect  a shell or an interpreter connects a socket: the same.
  *   pc_socket_create   something opens a raw or packet socket: the same.
  * Backend tracepoint (kernel 5.17, for bpf_loop): two programs for the whole node.
- *   pc_sched_exec      the exec is final: reports, and ends with SIGKILL what the policy blocks, before its first
- *                      instruction in user space.
+ *   pc_sched_exec      the exec is final: reports, and ends with SIGKILL what the policy blocks, and whatever is executed in a
+ *                      locked container, before its first instruction in user space.
  *   pc_tcp_connect     a shell or an interpreter connects by TCP, the only protocol whose connecting has a tracepoint;
  *                      SIGKILL comes before it can send anything.
  * Both:
@@ -89,17 +90,22 @@ static __always_inline void fill_execution(struct execution *exec, u64 address)
 	exec->argc = BPF_CORE_READ(bprm, argc);
 }
 
+/* Ends the process. What it has executed is final, so it can't be refused any more. */
+static __always_inline void kill_process(struct execution *exec)
+{
+	if (bpf_send_signal(9) == 0) {
+		exec->verdict = VERDICT_KILLED;
+	} else {
+		COUNT(signal_failed);
+		exec->verdict = VERDICT_DETECTED;
+	}
+}
+
 /* Reports a match where nothing can be refused any more, and kills the process if the policy says so. */
 static __always_inline void report_or_kill(struct execution *exec)
 {
-	if (must_stop(exec)) {
-		if (bpf_send_signal(9) == 0) {
-			exec->verdict = VERDICT_KILLED;
-		} else {
-			COUNT(signal_failed);
-			exec->verdict = VERDICT_DETECTED;
-		}
-	}
+	if (must_stop(exec))
+		kill_process(exec);
 	emit(exec);
 }
 
@@ -112,6 +118,27 @@ static __always_inline int report_or_deny(struct execution *exec)
 		exec->verdict = VERDICT_BLOCKED;
 	emit(exec);
 	return stop ? DENY : ALLOW;
+}
+
+/*
+ * Whether an exec is to be refused because its container is locked; otherwise the match stays as it is. The runtime gets as
+ * far as the program that it was to start, which is no longer its own exec: so whoever asked for that gets an answer.
+ * Not inline, so that nothing of it is on the stack when the execution is judged.
+ */
+__attribute__((noinline)) int is_locked_out(struct execution *exec)
+{
+	if (!exec || is_runtime(&exec->in.container))
+		return false;
+	exec->match.tool = LOCKED;
+	exec->match.action = ACTION_BLOCK;
+	exec->match.rule = NO_RULE;
+	exec->match.place = place_of(exec->file);
+	return true;
+}
+
+static __always_inline bool is_locked(struct execution *exec)
+{
+	return exec->in.container.flags & CONTAINER_LOCKED && is_locked_out(exec);
 }
 
 /* The exec is final: report it, kill it if the policy says so, remember it. */
@@ -134,9 +161,11 @@ int BPF_PROG(pc_bprm_check, struct linux_binprm *bprm)
 	if (!is_ours(&exec, BACKEND_LSM))
 		return ALLOW;
 	fill_execution(&exec, argument(ctx, 0));
-	judge(&exec);
-	if (exec.match.action == ACTION_IGNORE || !must_stop(&exec))
-		return ALLOW;
+	if (!is_locked(&exec)) {
+		judge(&exec);
+		if (exec.match.action == ACTION_IGNORE || !must_stop(&exec))
+			return ALLOW;
+	}
 	exec.verdict = VERDICT_BLOCKED;
 	emit(&exec);
 	return DENY;
@@ -238,6 +267,11 @@ int BPF_PROG(pc_sched_exec, struct task_struct *task, int old_pid, struct linux_
 		return 0;
 	fill_execution(&exec, argument(ctx, 2));
 	exec.argv = BPF_CORE_READ(task, mm, arg_start);
+	if (is_locked(&exec)) {
+		kill_process(&exec);
+		emit(&exec);
+		return 0;
+	}
 	executed(&exec);
 	return 0;
 }

@@ -6,7 +6,6 @@
 /* The container that the current task is in. */
 struct membership {
 	struct container container;
-	u32 level;
 };
 
 /* What was found out about an execution. */
@@ -90,7 +89,7 @@ static __always_inline bool find_container(struct membership *found)
 		u64 id = bpf_get_current_ancestor_cgroup_id(level);
 
 		if (read_container(&found->container, id)) {
-			found->level = level;
+			found->container.level = level;
 			return true;
 		}
 	}
@@ -127,7 +126,7 @@ __attribute__((noinline)) int is_below(u64 address, u64 cgroup_id, u32 level)
 /* Whether another task is in this container. */
 static __always_inline bool is_member(struct task_struct *task, const struct membership *m)
 {
-	return is_below((u64)BPF_CORE_READ(task, cgroups, dfl_cgrp), m->container.cgroup_id, m->level);
+	return is_below((u64)BPF_CORE_READ(task, cgroups, dfl_cgrp), m->container.cgroup_id, m->container.level);
 }
 
 /* A process's id in its own pid namespace, which is the deepest of those that it has ids in. */

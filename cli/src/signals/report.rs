@@ -8,7 +8,10 @@ use crate::{
     escape::{shell_command, shell_word, text},
     output::{Screen, Tone},
     time::Time,
-    view::{Ancestor, Container, Identification, Mode, Occurrence, Origin, Process, Signal, SuppressedCount, Verdict},
+    view::{
+        Ancestor, Caller, Container, Identification, Mode, Occurrence, Operation, Origin, Process, Signal,
+        SuppressedCount, Verdict,
+    },
 };
 
 /// Signals from so many minutes before and after may belong to the same attack.
@@ -24,8 +27,12 @@ pub fn write(out: &mut impl Write, signal: &Signal, screen: Screen) -> io::Resul
         report.command(process)?;
         report.lineage(signal, process)?;
     }
-    report.identification(signal)?;
-    report.verdict(signal)?;
+    if let Some(operation) = &signal.operation {
+        report.operation(operation)?;
+    } else {
+        report.identification(signal)?;
+        report.verdict(signal)?;
+    }
     report.next(signal)
 }
 
@@ -199,6 +206,19 @@ impl<W: Write> Report<'_, W> {
         }
     }
 
+    fn operation(&mut self, operation: &Operation) -> io::Result<()> {
+        self.section("Operation")?;
+        let all = operation.measures.is_empty();
+        self.safe("measures", &if all { "all in effect".to_owned() } else { words(&operation.measures, ", ") })?;
+        if operation.pid != 0 {
+            self.safe("process", &operation.pid.to_string())?;
+        }
+        if let Some(Caller { uid, gid, pid }) = operation.caller {
+            self.safe("asked for by", &format!("uid {uid}, gid {gid}, pid {pid}"))?;
+        }
+        self.field("outcome", if operation.error.is_empty() { "done" } else { &operation.error })
+    }
+
     fn verdict(&mut self, signal: &Signal) -> io::Result<()> {
         self.section("Verdict")?;
         let socket = signal.identified_by.contains(&Identification::Socket);
@@ -256,8 +276,12 @@ impl<W: Write> Report<'_, W> {
             self.step("what else happened around then?", &format!("portcullis signals list {window}"))?;
         }
         match &signal.container {
-            Some(container) if container.ended.is_none() => {
-                self.step("contain it, if it is not", &containment(container))
+            Some(container) if container.ended.is_none() && signal.operation.is_none() => {
+                let (id, namespace) = (shell_word(&container.id), shell_word(&container.containerd_namespace));
+                self.step(
+                    "contain it, if it is not",
+                    &format!("portcullis contain {id} --namespace {namespace} --freeze"),
+                )
             }
             _ => Ok(()),
         }
@@ -265,17 +289,6 @@ impl<W: Write> Report<'_, W> {
 
     fn step(&mut self, question: &str, command: &str) -> io::Result<()> {
         writeln!(self.out, "  {question}\n    {command}")
-    }
-}
-
-fn containment(container: &Container) -> String {
-    match &container.pod {
-        Some(pod) => format!("kubectl delete pod -n {} {}", shell_word(&pod.namespace), shell_word(&pod.name)),
-        None => format!(
-            "ctr -n {} tasks kill -a -s SIGKILL {}",
-            shell_word(&container.containerd_namespace),
-            shell_word(&container.id)
-        ),
     }
 }
 

@@ -1,9 +1,11 @@
-use portcullis_proto::v1::Container;
+use portcullis_proto::v1::{Container, Containment};
 
 use crate::support::*;
 
 #[test]
 fn shows_what_is_guarded_and_what_is_not() {
+    let containment = Some(Containment { frozen: Some(true), network_isolated: true, locked: true });
+    let contained = Container { containment, ..container() };
     let unguarded = Container {
         id: "ctr-1".into(),
         guarded: false,
@@ -15,13 +17,13 @@ fn shows_what_is_guarded_and_what_is_not() {
     let ended = Container { id: "old".into(), ended: container().created, ..container() };
     let node = Node::new();
     let _agent =
-        Agent::start(&node, Data { containers: vec![container(), unguarded, names_only, ended], ..Data::default() });
+        Agent::start(&node, Data { containers: vec![contained, unguarded, names_only, ended], ..Data::default() });
     assert_eq!(
         stdout(&node.run(&["containers", "list"])),
-        "CONTAINER     IMAGE                    POD             GUARD       MODE     POLICY   MATCHED  STOPPED  LOST\n\
-         0123456789ab  docker.io/library/web:1  shop/web-0/web  guarded     enforce  default  3        2        0\n\
-         ctr-1         docker.io/library/web:1  -               UNGUARDED   enforce  default  3        2        0\n\
-         ctr-2         docker.io/library/web:1  shop/web-0/web  names only  enforce  default  3        2        0\n"
+        "CONTAINER     IMAGE                    POD             GUARD       MODE     POLICY   MATCHED  STOPPED  LOST  CONTAINED\n\
+         0123456789ab  docker.io/library/web:1  shop/web-0/web  guarded     enforce  default  3        2        0     frozen, network isolated, locked\n\
+         ctr-1         docker.io/library/web:1  -               UNGUARDED   enforce  default  3        2        0     -\n\
+         ctr-2         docker.io/library/web:1  shop/web-0/web  names only  enforce  default  3        2        0     -\n"
     );
     let wide = stdout(&node.run(&["containers", "list", "--ended", "-o", "wide"]));
     assert_eq!(wide.lines().count(), 5);

@@ -77,6 +77,7 @@ fn json_has_every_field() {
         "lineageTruncated",
         "message",
         "occurrences",
+        "operation",
         "origin",
         "policy",
         "policyRule",

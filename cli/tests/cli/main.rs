@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod check;
+mod contain;
 mod containers;
 mod explain;
 mod fingerprint;

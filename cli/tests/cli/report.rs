@@ -1,4 +1,4 @@
-use portcullis_proto::v1::{Identification, Occurrence, SuppressedCount, Verdict};
+use portcullis_proto::v1::{Caller, Identification, Measure, Occurrence, Operation, SuppressedCount, Verdict};
 
 use crate::support::*;
 
@@ -74,7 +74,7 @@ Next
   what else happened around then?
     portcullis signals list --since 2023-11-14T21:58:20Z --until 2023-11-14T22:28:20Z --oldest-first
   contain it, if it is not
-    kubectl delete pod -n shop web-0
+    portcullis contain 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef --namespace k8s.io --freeze
 ";
     assert_eq!(report(signal(7)), expected);
 }
@@ -157,4 +157,21 @@ fn repeats_and_what_was_suppressed_are_told() {
     signal.suppressed = vec![count("nc", 1990), count("", 10)];
     let told = report(signal);
     assert!(told.contains("  of these      1990 nc blocked\n                10 other tools blocked\n"), "{told}");
+}
+
+#[test]
+fn an_operation_says_who_and_what_came_of_it() {
+    let mut signal = signal(7);
+    (signal.process, signal.tool, signal.lineage) = (None, None, Vec::new());
+    signal.rule = "containment".into();
+    signal.operation = Some(Operation {
+        measures: vec![Measure::KillProcess.into()],
+        pid: 77,
+        caller: Some(Caller { uid: 1000, gid: 100, pid: 4711 }),
+        error: HOSTILE.into(),
+    });
+    let report = report(signal);
+    let said = "Operation\n  measures      kill-process\n  process       77\n  asked for by  uid 1000, gid 100, pid 4711\n  outcome       x\\x1b[2J";
+    assert!(report.contains(said) && !report.contains("Verdict") && !report.contains("contain it"), "{report}");
+    assert_harmless(&report);
 }

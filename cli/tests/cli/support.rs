@@ -10,6 +10,7 @@ use std::{
 
 use portcullis_proto::v1::{
     container_service_server::{ContainerService, ContainerServiceServer},
+    containment_service_server::{ContainmentService, ContainmentServiceServer},
     node_service_server::{NodeService, NodeServiceServer},
     policy_service_server::{PolicyService, PolicyServiceServer},
     signal_service_server::{SignalService, SignalServiceServer},
@@ -85,6 +86,8 @@ pub struct Data {
     pub modes: Arc<Mutex<Vec<SetModeRequest>>>,
     pub explained: Arc<Mutex<Vec<ExplainPolicyRequest>>>,
     pub explanation: ExplainPolicyResponse,
+    pub contained: Arc<Mutex<Vec<ContainRequest>>>,
+    pub released: Arc<Mutex<Vec<ReleaseRequest>>>,
     /// End a watch's stream after its signals instead of keeping it open.
     pub watch_ends: bool,
 }
@@ -110,6 +113,7 @@ impl Agent {
                     .add_service(SignalServiceServer::new(data.clone()))
                     .add_service(ContainerServiceServer::new(data.clone()))
                     .add_service(PolicyServiceServer::new(data.clone()))
+                    .add_service(ContainmentServiceServer::new(data.clone()))
                     .add_service(NodeServiceServer::new(data))
                     .serve_with_incoming(UnixListenerStream::new(listener));
                 tokio::select! {
@@ -190,6 +194,25 @@ impl ContainerService for Data {
         let ended = request.into_inner().include_ended;
         let containers = self.containers.iter().filter(|container| ended || container.ended.is_none());
         Ok(Response::new(ListContainersResponse { containers: containers.cloned().collect() }))
+    }
+}
+
+#[tonic::async_trait]
+impl ContainmentService for Data {
+    /// Whatever is asked for, the container is locked.
+    async fn contain(&self, request: Request<ContainRequest>) -> Result<Response<ContainResponse>, Status> {
+        let request = request.into_inner();
+        self.contained.lock().unwrap().push(request.clone());
+        let container = self.containers.iter().find(|container| container.id == request.container_id).cloned();
+        let container = container.ok_or_else(|| Status::not_found(format!("no container {}", request.container_id)))?;
+        let containment = Some(Containment { frozen: None, network_isolated: false, locked: true });
+        Ok(Response::new(ContainResponse { container: Some(Container { containment, ..container }) }))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
+        self.released.lock().unwrap().push(request.into_inner());
+        let containment = Some(Containment { frozen: Some(false), ..Containment::default() });
+        Ok(Response::new(ReleaseResponse { container: Some(Container { containment, ..container() }) }))
     }
 }
 

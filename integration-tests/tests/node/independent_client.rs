@@ -47,7 +47,12 @@ fn sees_the_same(node: &Node) -> Result<()> {
     }
     let shown: Vec<Value> = node.json(&["signals", "list", "--all", "--oldest-first"])?;
     let Told { health, signals } = ask(node)?;
-    let services = ["portcullis.v1.ContainerService", "portcullis.v1.NodeService", "portcullis.v1.SignalService"];
+    let services = [
+        "portcullis.v1.ContainerService",
+        "portcullis.v1.ContainmentService",
+        "portcullis.v1.NodeService",
+        "portcullis.v1.SignalService",
+    ];
     ensure!(health == services.map(|name| (name.into(), "SERVING".into())).into(), "{health:?}");
     assert_told(&signals, detect.id(), "would_block")?;
     assert_told(&signals, enforce.id(), stopped(node))?;

@@ -3,6 +3,7 @@
 
 mod catalog;
 mod cgroup_v1;
+mod contain;
 mod cri;
 mod evasion;
 mod exceptions;
@@ -326,7 +327,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 41] = [
+const TESTS: [Test; 45] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -340,6 +341,10 @@ const TESTS: [Test; 41] = [
     ("on_attach_failure_decides", on_attach_failure_decides),
     ("what_is_missing_is_named", what_is_missing_is_named),
     ("bad_input_changes_nothing", bad_input_changes_nothing),
+    ("containment_locks_out_every_exec", contain::containment_locks_out_every_exec),
+    ("containment_freezes_and_kills", contain::containment_freezes_and_kills),
+    ("containment_kills_one_process_and_no_other", contain::containment_kills_one_process_and_no_other),
+    ("containment_leaves_loopback_only", contain::containment_leaves_loopback_only),
     ("policies_select_by_namespace_and_name", selection::policies_select_by_namespace_and_name),
     ("an_image_selects_once_it_is_known", selection::an_image_selects_once_it_is_known),
     ("an_edited_policy_switches_what_runs", selection::an_edited_policy_switches_what_runs),

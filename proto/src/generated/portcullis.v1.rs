@@ -13,6 +13,8 @@ pub struct Signal {
     /// "dropped_executable"     a program from outside the image that is no known tool;
     /// "container_unguarded"    a container runs without its guard;
     /// "signals_suppressed"     a container made more signals than are told one by one: see suppressed.
+    /// "locked"                 an exec was refused because an operator has locked the container;
+    /// "containment", "release" an operator has contained a container or released it, or has tried to: see operation.
     #[prost(string, tag = "2")]
     pub rule: ::prost::alloc::string::String,
     #[prost(enumeration = "Severity", tag = "3")]
@@ -71,6 +73,9 @@ pub struct Signal {
     /// For signals_suppressed: what was not told one by one. The counts of all of them are count.
     #[prost(message, repeated, tag = "33")]
     pub suppressed: ::prost::alloc::vec::Vec<SuppressedCount>,
+    /// What an operator asked for; unset for rules that are about what a container did.
+    #[prost(message, optional, tag = "40")]
+    pub operation: ::core::option::Option<Operation>,
 }
 /// An event that was folded into a signal.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -233,6 +238,9 @@ pub struct Container {
     /// empty when they were.
     #[prost(string, tag = "16")]
     pub contents_unknown: ::prost::alloc::string::String,
+    /// What operators have put in effect. Set in answers about containers, unset in signals.
+    #[prost(message, optional, tag = "40")]
+    pub containment: ::core::option::Option<Containment>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pod {
@@ -741,6 +749,78 @@ pub mod explain_policy_response {
         pub in_use: bool,
     }
 }
+/// What is in effect.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Containment {
+    /// Unset when containerd did not say.
+    #[prost(bool, optional, tag = "1")]
+    pub frozen: ::core::option::Option<bool>,
+    #[prost(bool, tag = "2")]
+    pub network_isolated: bool,
+    #[prost(bool, tag = "3")]
+    pub locked: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContainRequest {
+    /// The whole id.
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    /// Empty: any, if only one container has that id.
+    #[prost(string, tag = "2")]
+    pub containerd_namespace: ::prost::alloc::string::String,
+    #[prost(enumeration = "Measure", tag = "3")]
+    pub measure: i32,
+    /// As the node sees it, for MEASURE_KILL_PROCESS only.
+    #[prost(uint32, tag = "4")]
+    pub pid: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContainResponse {
+    /// As it is now.
+    #[prost(message, optional, tag = "1")]
+    pub container: ::core::option::Option<Container>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub containerd_namespace: ::prost::alloc::string::String,
+    /// Empty: all that are in effect.
+    #[prost(enumeration = "Measure", repeated, tag = "3")]
+    pub measures: ::prost::alloc::vec::Vec<i32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseResponse {
+    #[prost(message, optional, tag = "1")]
+    pub container: ::core::option::Option<Container>,
+}
+/// What an operator asked for, and what came of it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Operation {
+    #[prost(enumeration = "Measure", repeated, tag = "1")]
+    pub measures: ::prost::alloc::vec::Vec<i32>,
+    /// For MEASURE_KILL_PROCESS.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    /// Unset when the connection did not tell.
+    #[prost(message, optional, tag = "3")]
+    pub caller: ::core::option::Option<Caller>,
+    /// Why it was refused, or failed; empty when it was done.
+    #[prost(string, tag = "4")]
+    pub error: ::prost::alloc::string::String,
+}
+/// The process at the other end of the socket, as the kernel told when it connected.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Caller {
+    #[prost(uint32, tag = "1")]
+    pub uid: u32,
+    #[prost(uint32, tag = "2")]
+    pub gid: u32,
+    /// 0 when unknown.
+    #[prost(uint32, tag = "3")]
+    pub pid: u32,
+}
 /// What was done about an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1111,6 +1191,49 @@ impl Action {
             "ACTION_IGNORE" => Some(Self::Ignore),
             "ACTION_ALERT" => Some(Self::Alert),
             "ACTION_BLOCK" => Some(Self::Block),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Measure {
+    Unspecified = 0,
+    /// All its processes are stopped where they are, by containerd (a paused task). Can be taken back.
+    Freeze = 1,
+    /// All its processes are ended by SIGKILL, by containerd.
+    Kill = 2,
+    /// One of its processes is.
+    KillProcess = 3,
+    /// Its sockets lose every IP packet that does not pass a loopback device. Can be taken back.
+    IsolateNetwork = 4,
+    /// Every exec in it is refused. Can be taken back.
+    Lock = 5,
+}
+impl Measure {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MEASURE_UNSPECIFIED",
+            Self::Freeze => "MEASURE_FREEZE",
+            Self::Kill => "MEASURE_KILL",
+            Self::KillProcess => "MEASURE_KILL_PROCESS",
+            Self::IsolateNetwork => "MEASURE_ISOLATE_NETWORK",
+            Self::Lock => "MEASURE_LOCK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MEASURE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MEASURE_FREEZE" => Some(Self::Freeze),
+            "MEASURE_KILL" => Some(Self::Kill),
+            "MEASURE_KILL_PROCESS" => Some(Self::KillProcess),
+            "MEASURE_ISOLATE_NETWORK" => Some(Self::IsolateNetwork),
+            "MEASURE_LOCK" => Some(Self::Lock),
             _ => None,
         }
     }
@@ -2885,6 +3008,387 @@ pub mod node_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "portcullis.v1.NodeService";
     impl<T> tonic::server::NamedService for NodeServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod containment_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Containment: stopping a container, or a part of it, by hand. Each call is kept as a signal, whether it succeeded or not.
+    ///
+    /// For root only: others get PERMISSION_DENIED. Further errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
+    /// FAILED_PRECONDITION, it has ended, or what is asked for can't be done to it; INVALID_ARGUMENT. What containerd answered
+    /// keeps its code and its text.
+    #[derive(Debug, Clone)]
+    pub struct ContainmentServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ContainmentServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ContainmentServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ContainmentServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ContainmentServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn contain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ContainRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.ContainmentService/Contain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.ContainmentService", "Contain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes measures back. Those that are not in effect are no error.
+        pub async fn release(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.ContainmentService/Release",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.ContainmentService", "Release"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod containment_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ContainmentServiceServer.
+    #[async_trait]
+    pub trait ContainmentService: std::marker::Send + std::marker::Sync + 'static {
+        async fn contain(
+            &self,
+            request: tonic::Request<super::ContainRequest>,
+        ) -> std::result::Result<tonic::Response<super::ContainResponse>, tonic::Status>;
+        /// Takes measures back. Those that are not in effect are no error.
+        async fn release(
+            &self,
+            request: tonic::Request<super::ReleaseRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReleaseResponse>, tonic::Status>;
+    }
+    /// Containment: stopping a container, or a part of it, by hand. Each call is kept as a signal, whether it succeeded or not.
+    ///
+    /// For root only: others get PERMISSION_DENIED. Further errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
+    /// FAILED_PRECONDITION, it has ended, or what is asked for can't be done to it; INVALID_ARGUMENT. What containerd answered
+    /// keeps its code and its text.
+    #[derive(Debug)]
+    pub struct ContainmentServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ContainmentServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ContainmentServiceServer<T>
+    where
+        T: ContainmentService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/portcullis.v1.ContainmentService/Contain" => {
+                    #[allow(non_camel_case_types)]
+                    struct ContainSvc<T: ContainmentService>(pub Arc<T>);
+                    impl<
+                        T: ContainmentService,
+                    > tonic::server::UnaryService<super::ContainRequest>
+                    for ContainSvc<T> {
+                        type Response = super::ContainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ContainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ContainmentService>::contain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ContainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.ContainmentService/Release" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseSvc<T: ContainmentService>(pub Arc<T>);
+                    impl<
+                        T: ContainmentService,
+                    > tonic::server::UnaryService<super::ReleaseRequest>
+                    for ReleaseSvc<T> {
+                        type Response = super::ReleaseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ContainmentService>::release(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ContainmentServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "portcullis.v1.ContainmentService";
+    impl<T> tonic::server::NamedService for ContainmentServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -296,6 +296,8 @@ fn attach(
         scope,
         node_mount_ns: own_mount_namespace()?,
         exceptions: placement.exceptions,
+        flags: 0,
+        level: 0,
     };
     guard.attach(cgroup, backend, container).inspect_err(|_| {
         // It may be another container's cgroup, whose guard must not be taken away when this one is cleaned up.
