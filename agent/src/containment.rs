@@ -30,7 +30,7 @@ use crate::{
     containerd::{Containerd, ContainerdError},
     containers::{Container, Containers},
     counters::Counters,
-    image::Pending,
+    image::{Item, Pending},
     records::RecordName,
     signal::{self, Place, RULE_CONTAINMENT, RULE_RELEASE},
     store::entry::Origin,
@@ -179,7 +179,7 @@ pub struct Containment {
     containers: Containers,
     means: Arc<dyn Means>,
     /// Weak: what waits there is to end with the events, whoever is still connected.
-    signals: mpsc::WeakSender<Pending>,
+    signals: mpsc::WeakSender<Item>,
     counters: Arc<Counters>,
     operations: Arc<AtomicU64>,
 }
@@ -189,7 +189,7 @@ impl Containment {
     pub fn new(
         containers: Containers,
         means: Arc<dyn Means>,
-        signals: &mpsc::Sender<Pending>,
+        signals: &mpsc::Sender<Item>,
         counters: Arc<Counters>,
     ) -> Self {
         Self { containers, means, signals: signals.downgrade(), counters, operations: Arc::default() }
@@ -275,7 +275,7 @@ impl Containment {
         let container = found.map(|(name, _)| name.clone());
         let pending = Pending { origin: Origin::Operation { time_ns, number }, signal, kin: Vec::new(), container };
         let sent = match self.signals.upgrade() {
-            Some(signals) => signals.send(pending).await.is_ok(),
+            Some(signals) => signals.send(Item::Signal(Box::new(pending))).await.is_ok(),
             None => false,
         };
         if !sent {

@@ -23,7 +23,7 @@ use crate::{
     clock::{now_ns, timestamp},
     containment::Means,
     enforcement::Cause,
-    image::{Pending, complete_signals},
+    image::{Item, complete_signals},
     records::RecordName,
     store::{
         self, Command, Limits, Sender,
@@ -46,14 +46,13 @@ impl KernelCounters for NoKernel {
 
 struct Bed {
     /// What containment does to the kernel.
-    means: Arc<testing::FakeTables>,
     directory: tempfile::TempDir,
     sender: Sender,
     sources: Sources,
     tables: Arc<FakeTables>,
     shutdown: sync::watch::Sender<bool>,
     socket: PathBuf,
-    _signals: sync::mpsc::Sender<Pending>,
+    _signals: sync::mpsc::Sender<Item>,
 }
 
 fn bed() -> Bed {
@@ -69,11 +68,10 @@ fn bed() -> Bed {
         checks: Vec::new(),
     };
     let (containers, tables) = (Containers::default(), Arc::<FakeTables>::default());
-    let means = Arc::<testing::FakeTables>::default();
     let (signals, pending) = sync::mpsc::channel(8);
     tokio::spawn(complete_signals(pending, containers.clone(), sender.clone(), Arc::clone(&counters)));
     let containment =
-        Containment::new(containers.clone(), Arc::clone(&means) as Arc<dyn Means>, &signals, Arc::clone(&counters));
+        Containment::new(containers.clone(), Arc::clone(&tables) as Arc<dyn Means>, &signals, Arc::clone(&counters));
     let sources = Sources {
         containment,
         store,
@@ -86,7 +84,7 @@ fn bed() -> Bed {
     let (shutdown, stopped) = sync::watch::channel(false);
     let (listener, socket) = socket::bind(directory.path(), None).unwrap();
     tokio::spawn(serve(listener, sources.clone(), stopped));
-    Bed { means, directory, sender, sources, tables, shutdown, socket, _signals: signals }
+    Bed { directory, sender, sources, tables, shutdown, socket, _signals: signals }
 }
 
 async fn put_into(sender: &Sender, number: u64, tool: &str) {
@@ -477,7 +475,7 @@ async fn containers_are_contained_and_released_and_each_call_is_kept() {
     let mut record = testing::record(id, "c1");
     record.cgroup_path.clone_from(&cgroup);
     bed.sources.containers.insert(RecordName::Cgroup(id), record);
-    bed.means.enter(id, 1, portcullis_bpf::abi::Mode::Detect);
+    bed.tables.enter(id, 1, abi::Mode::Detect);
     let mut client = ContainmentServiceClient::new(bed.channel().await);
     let contain = |measure: Measure| ContainRequest {
         container_id: "c1".into(),
@@ -501,7 +499,7 @@ async fn containers_are_contained_and_released_and_each_call_is_kept() {
     client.contain(contain(Measure::IsolateNetwork)).await.unwrap();
     let error = client.release(release(&[])).await.unwrap_err();
     assert!(error.code() == Code::Aborted && error.message().contains("connecting to containerd"), "{error}");
-    assert!(!bed.means.is_isolated(id), "what needs no containerd is taken back all the same");
+    assert!(!bed.tables.is_isolated(id), "what needs no containerd is taken back all the same");
     assert!(bed.sources.counters.tasks_unanswered.get() > 0);
 
     bed.stored(5).await;

@@ -9,8 +9,8 @@ use crate::{
     output::{Screen, Tone},
     time::Time,
     view::{
-        Ancestor, Caller, Container, Identification, Mode, Occurrence, Operation, Origin, Process, Signal,
-        SuppressedCount, Verdict,
+        Ancestor, Caller, Identification, Mode, Occurrence, Operation, Origin, Process, Signal, SuppressedCount,
+        Verdict,
     },
 };
 
