@@ -327,7 +327,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 45] = [
+const TESTS: [Test; 46] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -352,6 +352,7 @@ const TESTS: [Test; 45] = [
     ("annotations_ask_for_more_but_not_for_less", selection::annotations_ask_for_more_but_not_for_less),
     ("a_required_backend_is_required", selection::a_required_backend_is_required),
     ("modes_and_policies_change_from_the_command_line", selection::modes_and_policies_change_from_the_command_line),
+    ("shipped_policies_stop_what_they_say", selection::shipped_policies_stop_what_they_say),
     ("an_operators_tools_are_known", catalog::an_operators_tools_are_known),
     ("what_could_not_be_learnt_is_said", learning::what_could_not_be_learnt_is_said),
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),

@@ -316,3 +316,36 @@ pub fn modes_and_policies_change_from_the_command_line(node: &Node) -> Result<()
     ensure!(nc(&container)?.status == 0, "the policy is gone");
     Ok(())
 }
+
+/// Those that enforce, as they are shipped.
+pub fn shipped_policies_stop_what_they_say(node: &Node) -> Result<()> {
+    let mut files = Files::new(node);
+    files.write("lockdown.yaml", include_str!("../../../config/policies/lockdown.yaml"))?;
+    files.write("offensive.yaml", include_str!("../../../config/policies/enforce-offensive.yaml"))?;
+    in_force(node, &["lockdown", "enforce-offensive"])?;
+    let lines = [
+        "nc -h",
+        "/opt/evade socket /usr/bin/dash -c true",
+        "curl --version",
+        "dig -v",
+        "cp /opt/evade /tmp/dropped && /tmp/dropped end now",
+        "true",
+        LAST.0,
+    ];
+    let locked_down = node.container().annotation("portcullis.dev/policy", "lockdown").start()?;
+    for (container, stopped_lines) in [(node.container().start()?, 2), (locked_down, 5)] {
+        let outcomes = container.shell(&lines)?;
+        for (number, (line, outcome)) in lines.iter().zip(&outcomes).take(6).enumerate() {
+            if number < stopped_lines {
+                assert_stopped(node, line, outcome)?;
+            } else {
+                ensure!(outcome.status == 0, "{line}: {outcome:?}");
+            }
+        }
+        let signals = node.signals_until(container.id(), LAST.1)?;
+        let policy = told(node, container.id())?.policy;
+        ensure!(signals.iter().all(|signal| signal.policy == policy), "{policy}: {signals:#?}");
+        ensure!(verdicts(&signals).contains(&stopped(node)), "{signals:#?}");
+    }
+    Ok(())
+}
