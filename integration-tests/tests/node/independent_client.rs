@@ -51,6 +51,7 @@ fn sees_the_same(node: &Node) -> Result<()> {
         "portcullis.v1.ContainerService",
         "portcullis.v1.ContainmentService",
         "portcullis.v1.NodeService",
+        "portcullis.v1.PolicyService",
         "portcullis.v1.SignalService",
     ];
     ensure!(health == services.map(|name| (name.into(), "SERVING".into())).into(), "{health:?}");
@@ -112,10 +113,13 @@ fn normal_text(key: &str, text: &str) -> String {
         "mode" => "MODE_",
         "origin" => "ORIGIN_",
         "backend" => "BACKEND_",
+        "measures" => "MEASURE_",
         _ => return text.to_owned(),
     };
     match text.strip_prefix(enumeration) {
         Some("UNSPECIFIED") => "unknown".to_owned(),
+        // As on the command line.
+        Some(word) if key == "measures" => word.to_lowercase().replace('_', "-"),
         Some(word) => word.to_lowercase(),
         None => text.to_owned(),
     }
