@@ -67,7 +67,7 @@ pub struct Outcome {
 /// What would come of an execution, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
-    /// Every policy of the set, in the order in which they are tried.
+    /// Every policy of the set, in the order in which they are tried, and those that never are.
     pub candidates: Vec<Candidate>,
     /// The one chosen.
     pub policy: String,
@@ -85,7 +85,7 @@ pub struct Explanation {
     pub outcomes: Vec<Outcome>,
 }
 
-/// Explains an execution in a container. `policies` are those of the set, compiled.
+/// Explains an execution in a container. `policies` are those of the set, compiled, and those that it leaves out.
 pub fn explain<'a>(
     catalog: &Catalog,
     set: &PolicySet,
@@ -93,7 +93,9 @@ pub fn explain<'a>(
     facts: &Facts<'_>,
     execution: &Execution<'_>,
 ) -> Result<Explanation, ModeAnnotationError> {
-    let (choice, candidates) = selection(set, facts)?;
+    let (choice, mut candidates) = selection(set, facts)?;
+    let policies: Vec<&Compiled> = policies.into_iter().collect();
+    candidates.extend(left_out(set, &policies));
     let compiled = policies.into_iter().find(|policy| policy.entry.id == choice.policy.id);
     let Decided { found, excepted } = compiled.map(|compiled| decide(catalog, compiled, execution)).unwrap_or_default();
     let finding = |found: Found, exception: Option<usize>| {
@@ -129,6 +131,17 @@ pub fn explain<'a>(
         mode_reason: choice.mode_reason,
         finding: found,
         excepted,
+    })
+}
+
+/// Those that are never chosen, wherever.
+fn left_out<'a>(set: &'a PolicySet, policies: &'a [&Compiled]) -> impl Iterator<Item = Candidate> {
+    let default = &set.default_policy;
+    let is_in_set = |id: u32| default.id == id || set.policies.iter().any(|policy| policy.id == id);
+    policies.iter().filter(move |policy| !is_in_set(policy.entry.id)).map(|policy| Candidate {
+        name: policy.entry.name.clone(),
+        chosen: false,
+        reason: format!("it is for every container, as {} is, which comes first", default.name),
     })
 }
 
@@ -272,6 +285,29 @@ mod tests {
         let none = BTreeMap::new();
         let facts = Facts { namespace: None, pod: None, container: None, image: None, annotations: &none };
         explain(&catalog, &set, [&compiled], &facts, &Execution::of_command(argv)).unwrap()
+    }
+
+    #[test]
+    fn what_is_never_chosen_is_told() {
+        let policy = |name: &str, id| {
+            let head = "apiVersion: portcullis.dev/v1\nkind: NetworkUtilityPolicy\nmetadata:";
+            let text = format!("{head} {{name: {name}}}\nspec: {{mode: detect, rules: []}}");
+            compile(&Catalog::shipped().unwrap(), &parse("t.yaml", &text).unwrap(), id).unwrap()
+        };
+        let (first, second) = (policy("a", 1), policy("b", 2));
+        let set = PolicySet {
+            format: FORMAT,
+            backend: Backend::Lsm,
+            pins: "/pins".into(),
+            inner_shim: "inner".into(),
+            catalog: 1,
+            default_policy: first.entry.clone(),
+            policies: Vec::new(),
+        };
+        let told: Vec<Candidate> = left_out(&set, &[&first, &second]).collect();
+        assert_eq!(told.len(), 1);
+        assert_eq!((told[0].name.as_str(), told[0].chosen), ("b", false));
+        assert_eq!(told[0].reason, "it is for every container, as a is, which comes first");
     }
 
     #[test]
