@@ -12,10 +12,10 @@ use crate::{
 
 /// Checks the policy against the catalogue and compiles it under its own id.
 pub fn compile(catalog: &Catalog, policy: &Policy) -> Result<Compiled, SourceError> {
-    let draft = compile::compile(catalog, policy, 0)?;
+    let mut compiled = compile::compile(catalog, policy, 0)?;
     // Whatever is added to what a policy compiles to is in this text, provided that it has an order.
-    let id = kernel_id(&format!("{draft:?}"));
-    compile::compile(catalog, policy, id)
+    compiled.entry.id = kernel_id(&format!("{compiled:?}"));
+    Ok(compiled)
 }
 
 #[cfg(test)]
