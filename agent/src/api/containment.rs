@@ -1,11 +1,12 @@
 //! `ContainmentService`.
 
 use portcullis_proto::v1::{
-    Caller, ContainRequest, ContainResponse, Measure, ReleaseRequest, ReleaseResponse,
+    ContainRequest, ContainResponse, Measure, ReleaseRequest, ReleaseResponse,
     containment_service_server::ContainmentService,
 };
-use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
+use tonic::{Request, Response, Status};
 
+use super::peer::caller;
 use crate::{
     containment::{Containment, ContainmentError},
     signal::Place,
@@ -13,13 +14,6 @@ use crate::{
 
 /// The service.
 pub struct ContainmentApi(pub Containment);
-
-/// Who is at the other end of the socket.
-fn caller<T>(request: &Request<T>) -> Option<Caller> {
-    let credentials = request.extensions().get::<UdsConnectInfo>()?.peer_cred?;
-    let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
-    Some(Caller { uid: credentials.uid(), gid: credentials.gid(), pid: pid.unwrap_or_default() })
-}
 
 /// A client that leaves must not leave an operation half done, or done and unrecorded.
 async fn to_its_end<T: Send + 'static>(

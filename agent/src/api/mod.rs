@@ -6,6 +6,7 @@
 //! | [`explain`] | what would come of an execution: question and answer |
 //! | [`watch`] | the stream of signals |
 //! | [`page`] | page tokens |
+//! | [`peer`] | who calls |
 //! | [`status`] | every error's gRPC code |
 //! | [`socket`] | the socket's place, mode and group |
 
@@ -14,6 +15,7 @@ mod containment;
 mod explain;
 mod node;
 mod page;
+mod peer;
 mod policies;
 mod signals;
 pub mod socket;

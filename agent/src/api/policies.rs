@@ -9,9 +9,9 @@ use portcullis_proto::v1::{
     ExplainPolicyResponse, GetPolicyRequest, GetPolicyResponse, ListPoliciesRequest, ListPoliciesResponse,
     PolicyChange, SetModeRequest, SetModeResponse, policy_service_server::PolicyService, set_mode_request::Target,
 };
-use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
+use tonic::{Request, Response, Status};
 
-use super::explain;
+use super::{explain, peer};
 use crate::{
     containers::{self, Containers},
     enforcement::{Change, Edit, Edited, Enforcement, InForce},
@@ -195,17 +195,13 @@ impl PolicyService for PolicyApi {
 /// Who changes something.
 struct Caller {
     uid: Option<u32>,
-    pid: Option<i32>,
+    pid: Option<u32>,
 }
 
 impl Caller {
-    /// By the socket's credentials: those of the moment when it was connected.
     fn of<T>(request: &Request<T>) -> Self {
-        let credentials = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-        Self {
-            uid: credentials.map(|credentials| credentials.uid()),
-            pid: credentials.and_then(|credentials| credentials.pid()),
-        }
+        let caller = peer::caller(request);
+        Self { uid: caller.map(|caller| caller.uid), pid: caller.map(|caller| caller.pid).filter(|pid| *pid != 0) }
     }
 
     fn refused(&self, call: &str, status: &Status) {

@@ -1,0 +1,11 @@
+//! Who is at the other end of the socket.
+
+use portcullis_proto::v1::Caller;
+use tonic::{Request, transport::server::UdsConnectInfo};
+
+/// By the socket's credentials: those of the moment when it was connected.
+pub fn caller<T>(request: &Request<T>) -> Option<Caller> {
+    let credentials = request.extensions().get::<UdsConnectInfo>()?.peer_cred?;
+    let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
+    Some(Caller { uid: credentials.uid(), gid: credentials.gid(), pid: pid.unwrap_or_default() })
+}
