@@ -78,7 +78,11 @@ const MESSAGE_MAX: usize = 4096;
 /// With its causes: whoever may change policies may know the node's files.
 fn chain(error: impl Into<anyhow::Error>) -> String {
     let error: anyhow::Error = error.into();
-    let mut message = format!("{error:#}");
+    cut(format!("{error:#}"))
+}
+
+/// No longer than clients take.
+fn cut(mut message: String) -> String {
     if message.len() > MESSAGE_MAX {
         let cut = message.char_indices().map(|(place, _)| place).take_while(|place| *place <= MESSAGE_MAX).last();
         message.truncate(cut.unwrap_or_default());
@@ -111,6 +115,6 @@ impl From<ContainmentError> for Status {
             E::NotPermitted => Code::PermissionDenied,
             E::Stopping => Code::Unavailable,
         };
-        Self::new(code, text)
+        Self::new(code, cut(text))
     }
 }
