@@ -8,6 +8,7 @@ use portcullis_proto::v1::{self, ContainRequest, ListContainersRequest, Measure,
 use crate::{
     args::Global,
     client::{self, Agent},
+    containers::retain_meant,
     escape,
     output::{self, Format},
     view::Container,
@@ -120,16 +121,12 @@ impl Target {
     async fn find(&self, agent: &Agent) -> anyhow::Result<(String, String)> {
         let request = client::request(ListContainersRequest { include_ended: true });
         let response = agent.containers().list_containers(request).await.map_err(|status| agent.error(&status))?;
-        let mut found = response.into_inner().containers;
-        found.retain(|container| {
-            container.id.starts_with(&self.container)
-                && (self.namespace.is_empty() || container.containerd_namespace == self.namespace)
-        });
-        // A whole id is no beginning of another one, and what runs is meant, not what has ended.
-        for preferred in [|a: &v1::Container, id: &str| a.id == id, |a: &v1::Container, _: &str| a.ended.is_none()] {
-            if found.iter().any(|container| preferred(container, &self.container)) {
-                found.retain(|container| preferred(container, &self.container));
-            }
+        let mut found: Vec<Container> = response.into_inner().containers.into_iter().map(Into::into).collect();
+        let namespace = Some(self.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+        retain_meant(&mut found, &self.container, namespace);
+        // What runs is meant, not what has ended.
+        if found.iter().any(|container| container.ended.is_none()) {
+            found.retain(|container| container.ended.is_none());
         }
         match found.as_slice() {
             [] => Ok((self.container.clone(), self.namespace.clone())),

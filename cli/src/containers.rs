@@ -112,6 +112,18 @@ fn why(container: &Container) -> &str {
     }
 }
 
+/// Leaves those whose ids begin so and that are in this namespace of containerd's, if one is given.
+pub fn retain_meant(containers: &mut Vec<Container>, beginning: &str, namespace: Option<&str>) {
+    containers.retain(|container| {
+        container.id.starts_with(beginning)
+            && namespace.is_none_or(|namespace| container.containerd_namespace == namespace)
+    });
+    // A whole id is no beginning of another one.
+    if containers.iter().any(|container| container.id == beginning) {
+        containers.retain(|container| container.id == beginning);
+    }
+}
+
 /// The first 12 digits of an id that is a hash, as other tools show it; any other id whole.
 pub fn short_id(id: &str) -> &str {
     match id.get(..12) {

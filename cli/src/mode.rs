@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     args::Global,
     client::{self, Agent, ClientError},
-    containers::{pod_name, short_id},
+    containers::{pod_name, retain_meant, short_id},
     escape::text,
     output::{self, Format},
     view::{Container, Mode},
@@ -148,14 +148,7 @@ impl Args {
     async fn find(&self, agent: &Agent) -> Result<Found, TargetError> {
         let policies = if self.container { Vec::new() } else { policies(agent).await? };
         let mut containers = if self.policy { Vec::new() } else { containers(agent).await? };
-        containers.retain(|container| {
-            container.id.starts_with(&self.target)
-                && self.namespace.as_ref().is_none_or(|wanted| container.containerd_namespace == *wanted)
-        });
-        // A whole id is no beginning of another one.
-        if containers.iter().any(|container| container.id == self.target) {
-            containers.retain(|container| container.id == self.target);
-        }
+        retain_meant(&mut containers, &self.target, self.namespace.as_deref());
         let target = text(&self.target);
         let is_policy = self.namespace.is_none() && policies.contains(&self.target);
         if is_policy && !containers.is_empty() {
