@@ -271,7 +271,8 @@ impl Search<'_> {
     }
 }
 
-fn basename(path: &[u8]) -> &[u8] {
+/// The last component of a path.
+pub fn basename(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use portcullis_policy::{
-    decide::{Execution, Way},
+    decide::{Execution, Way, basename},
     explain::{Explanation, Finding, Verdict},
     select::Facts,
     source::{Action, Place},
@@ -31,7 +31,7 @@ pub fn answer(enforcement: &Enforcement, request: &ExplainPolicyRequest) -> Resu
     let argv: Vec<&str> = request.argv.iter().map(String::as_str).collect();
     let command = Execution::of_command(&argv);
     let execution = Execution {
-        resolved: known(&request.exe).map_or(command.resolved, base_name),
+        resolved: known(&request.exe).map_or(command.resolved, |exe| basename(exe.as_bytes())),
         uid: request.uid,
         images: request.ancestors.iter().map(String::as_bytes).collect(),
         places: request.places().filter_map(place).collect(),
@@ -45,10 +45,6 @@ pub fn answer(enforcement: &Enforcement, request: &ExplainPolicyRequest) -> Resu
 /// What is not known is not told.
 fn known(text: &str) -> Option<&str> {
     Some(text).filter(|text| !text.is_empty())
-}
-
-fn base_name(path: &str) -> &[u8] {
-    path.rsplit('/').next().unwrap_or_default().as_bytes()
 }
 
 /// A place that rules know.

@@ -11,7 +11,7 @@ use portcullis_policy::{
     arrange::{Arrangement, arrange},
     catalog::Catalog,
     compile::Compiled,
-    decide::Execution,
+    decide::{Execution, basename},
     explain::explain,
     identity::compile,
     policyset::{self, PolicySet},
@@ -167,9 +167,7 @@ impl Args {
         let argv: Vec<&str> = self.argv.iter().map(String::as_str).collect();
         let command = Execution::of_command(&argv);
         let execution = Execution {
-            resolved: exe
-                .as_ref()
-                .map_or(command.resolved, |exe| exe.rsplit('/').next().unwrap_or_default().as_bytes()),
+            resolved: exe.as_ref().map_or(command.resolved, |exe| basename(exe.as_bytes())),
             uid: *user,
             images: ancestors.iter().map(String::as_bytes).collect(),
             places: places.iter().filter_map(|place| rules_place(*place)).collect(),

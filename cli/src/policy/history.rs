@@ -3,8 +3,12 @@
 use portcullis_policy::{catalog::Catalog, glob::Glob};
 use portcullis_proto::v1::{self, ListSignalsRequest, SignalFilter};
 
-use super::habits::{Habits, workload::namespace};
+use super::{
+    files::CatalogArgs,
+    habits::{Habits, suggest::Threshold, workload::namespace},
+};
 use crate::{
+    args::Global,
     client::{self, Agent, ClientError},
     time::Time,
     view::Signal,
@@ -12,6 +16,26 @@ use crate::{
 
 /// So many at a time: enough for few round trips, and few enough for little memory.
 const PAGE: u32 = 200;
+
+/// What habits are read from, and what counts as one.
+#[derive(Debug, clap::Args)]
+pub struct HabitArgs {
+    #[command(flatten)]
+    pub history: History,
+    #[command(flatten)]
+    pub threshold: Threshold,
+    #[command(flatten)]
+    catalog: CatalogArgs,
+}
+
+impl HabitArgs {
+    /// Asks the agent.
+    pub async fn read(&self, global: &Global) -> anyhow::Result<Habits> {
+        let catalog = self.catalog.load()?;
+        let agent = Agent::connect(&global.socket).await?;
+        Ok(self.history.read(&agent, catalog).await?)
+    }
+}
 
 /// Which signals are looked at.
 #[derive(Debug, clap::Args)]
@@ -32,7 +56,7 @@ pub struct History {
 
 impl History {
     /// Reads them, a page at a time: only what is counted stays in memory.
-    pub async fn read(&self, agent: &Agent, catalog: Catalog) -> Result<Habits, ClientError> {
+    async fn read(&self, agent: &Agent, catalog: Catalog) -> Result<Habits, ClientError> {
         let mut habits = Habits::new(catalog);
         for verdict in [v1::Verdict::WouldBlock, v1::Verdict::Blocked, v1::Verdict::Killed] {
             let filter = SignalFilter {

@@ -5,13 +5,11 @@ use std::io::{self, BufWriter, Write};
 use serde::Serialize;
 
 use super::{
-    files::CatalogArgs,
-    habits::{Habits, Tally, suggest::Threshold, workload::Workload},
-    history::History,
+    habits::{Habits, Tally, workload::Workload},
+    history::HabitArgs,
 };
 use crate::{
     args::Global,
-    client::Agent,
     exit::note,
     output::{Format, Sequence, Tone},
     table::{Cell, Table, text, whole},
@@ -26,11 +24,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    history: History,
-    #[command(flatten)]
-    threshold: Threshold,
-    #[command(flatten)]
-    catalog: CatalogArgs,
+    habits: HabitArgs,
 }
 
 /// One tool of a workload, as `-o json` has it.
@@ -54,9 +48,7 @@ struct Line<'a> {
 impl Args {
     /// Reads the signals and shows what they say.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let catalog = self.catalog.load()?;
-        let agent = Agent::connect(&global.socket).await?;
-        let habits = self.history.read(&agent, catalog).await?;
+        let habits = self.habits.read(global).await?;
         let mut tallies: Vec<_> = habits.tallies().collect();
         // The workloads in their order, and in each what happens most often first.
         tallies.sort_by_key(|(workload, _, tally)| (*workload, std::cmp::Reverse(tally.counts.times())));
@@ -90,7 +82,7 @@ impl Args {
             category: &tally.category,
             would_block: tally.counts.would_block,
             stopped: tally.counts.stopped,
-            habitual: tally.habitual(&self.threshold),
+            habitual: tally.habitual(&self.habits.threshold),
             containers: tally.counts.containers().0,
             first_seen: tally.counts.first,
             last_seen: tally.counts.last,
@@ -102,7 +94,7 @@ impl Args {
     fn row(&self, workload: &Workload, tool: &str, tally: &Tally, wide: bool) -> Vec<Cell> {
         let counts = &tally.counts;
         let time = |time: Option<Time>| Cell::text(time.map(Time::short).unwrap_or_default());
-        let habitual = tally.habitual(&self.threshold);
+        let habitual = tally.habitual(&self.habits.threshold);
         let tone = if habitual == counts.times() { Tone::Good } else { Tone::Warning };
         let mut row = vec![
             Cell::text(&workload.namespace),
@@ -138,12 +130,12 @@ impl Args {
             return;
         }
         let (would_block, stopped) = (habits.counts.would_block, habits.counts.stopped);
-        let since = self.history.since.short();
+        let since = self.habits.history.since.short();
         if would_block + stopped == 0 {
             note(&format!("since {since} nothing was stopped, and in enforce mode nothing would have been"));
             return;
         }
-        let habitual: u64 = habits.tallies().map(|(_, _, tally)| tally.habitual(&self.threshold)).sum();
+        let habitual: u64 = habits.tallies().map(|(_, _, tally)| tally.habitual(&self.habits.threshold)).sum();
         let hint = if habitual > 0 { ": portcullis policy suggest proposes exceptions for these" } else { "" };
         note(&format!(
             "since {since} {stopped} executions were stopped, and in enforce mode {would_block} more would have been; \

@@ -6,16 +6,14 @@ use portcullis_policy::exceptions::EXCEPTIONS_MAX;
 use serde::Serialize;
 
 use super::{
-    files::CatalogArgs,
     habits::{
         suggest::{Exception, Suggestion, Threshold},
         workload::Workload,
     },
-    history::History,
+    history::HabitArgs,
 };
 use crate::{
     args::Global,
-    client::Agent,
     escape::{shell_command, text, yaml_string},
     exit::note,
     output::{Format, Sequence},
@@ -31,11 +29,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    history: History,
-    #[command(flatten)]
-    threshold: Threshold,
-    #[command(flatten)]
-    catalog: CatalogArgs,
+    habits: HabitArgs,
 }
 
 /// What `-o json` shows of a proposal.
@@ -67,10 +61,8 @@ struct Proposed<'a> {
 impl Args {
     /// Reads the signals and shows what can be proposed.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let catalog = self.catalog.load()?;
-        let agent = Agent::connect(&global.socket).await?;
-        let habits = self.history.read(&agent, catalog).await?;
-        let suggestions = habits.suggestions(&self.threshold);
+        let habits = self.habits.read(global).await?;
+        let suggestions = habits.suggestions(&self.habits.threshold);
         let mut out = BufWriter::new(io::stdout().lock());
         match global.output {
             Format::Json | Format::Yaml => {
@@ -105,8 +97,8 @@ impl Args {
 impl Args {
     fn header(&self, out: &mut impl Write, suggestions: &[Suggestion]) -> io::Result<()> {
         let policy = suggestions.first().map(|suggestion| text(&suggestion.policy)).unwrap_or_default();
-        let Threshold { min_times, min_spread } = self.threshold;
-        let since = self.history.since.short();
+        let Threshold { min_times, min_spread } = self.habits.threshold;
+        let since = self.habits.history.since.short();
         writeln!(
             out,
             "# For the policy {policy}: habits since {since} (--min-times {min_times}, --min-spread {min_spread})."
