@@ -64,7 +64,6 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
         format!("{} ({}) {done} in container {place}{remote}: {command}", tool.id, tool.category)
     };
     v1::Signal {
-        id: 0,
         rule: if tool.category == BEHAVIOUR { tool.id.clone() } else { RULE_NET_UTIL.to_owned() },
         severity: severity.into(),
         verdict: verdict.into(),
@@ -115,16 +114,10 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
             .remote
             .filter(|remote| remote.port() != 0)
             .map(|remote| v1::Endpoint { address: remote.ip().to_canonical().to_string(), port: remote.port().into() }),
-        // The store knows them.
-        related: Vec::new(),
-        // Of this event alone.
-        count: 0,
-        last_time: None,
-        occurrences: Vec::new(),
-        suppressed: Vec::new(),
         // 0 where no rule decided.
         policy_rule: event.rule.wrapping_add(1),
-        operation: None,
+        // What others know: the store, what is folded into it, and people.
+        ..v1::Signal::default()
     }
 }
 

@@ -105,7 +105,7 @@ words! {
 }
 words! {
     /// How a process came to be in its container.
-    Origin { Container = "container", ExecSession = "exec_session" }
+    Origin { Container = "container", ExecSession = "exec_session", Probe = "probe" }
 }
 
 words! {

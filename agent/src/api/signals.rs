@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use portcullis_proto::v1::{
-    GetSignalRequest, GetSignalResponse, ListSignalsRequest, ListSignalsResponse, WatchSignalsRequest,
-    WatchSignalsResponse, signal_service_server::SignalService,
+    GetSignalRequest, GetSignalResponse, ListSignalsRequest, ListSignalsResponse, SummarizeSignalsRequest,
+    SummarizeSignalsResponse, WatchSignalsRequest, WatchSignalsResponse, signal_service_server::SignalService,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -58,6 +58,13 @@ impl SignalService for SignalApi {
             Some(signal) => Ok(Response::new(GetSignalResponse { signal: Some(signal) })),
             None => Err(Status::not_found(format!("there is no signal {id}; retention may have removed it"))),
         }
+    }
+
+    async fn summarize_signals(
+        &self,
+        _request: Request<SummarizeSignalsRequest>,
+    ) -> Result<Response<SummarizeSignalsResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 
     type WatchSignalsStream = ReceiverStream<Result<WatchSignalsResponse, Status>>;

@@ -132,7 +132,7 @@ async fn watch_until(
     last: u64,
 ) -> Vec<u64> {
     let mut stream = client
-        .watch_signals(WatchSignalsRequest { filter, after_id, after_revision: None })
+        .watch_signals(WatchSignalsRequest { filter, after_id, after_revision: None, ..WatchSignalsRequest::default() })
         .await
         .unwrap()
         .into_inner();
@@ -190,7 +190,8 @@ async fn a_watch_without_id_brings_only_what_is_new() {
     bed.put(1, "nc").await;
     bed.stored(1).await;
     let mut client = bed.signals().await;
-    let request = WatchSignalsRequest { filter: None, after_id: None, after_revision: None };
+    let request =
+        WatchSignalsRequest { filter: None, after_id: None, after_revision: None, ..WatchSignalsRequest::default() };
     let mut stream = client.watch_signals(request).await.unwrap().into_inner();
     bed.put(2, "nc").await;
     assert_eq!(stream.message().await.unwrap().unwrap().signal.unwrap().id, 2);
@@ -206,7 +207,8 @@ async fn a_watch_tells_of_repeats() {
     bed.put(2, "dig").await;
     bed.stored(2).await;
     let filter = Some(SignalFilter { tool: "nc".into(), ..SignalFilter::default() });
-    let request = WatchSignalsRequest { filter, after_id: Some(0), after_revision: None };
+    let request =
+        WatchSignalsRequest { filter, after_id: Some(0), after_revision: None, ..WatchSignalsRequest::default() };
     let mut client = bed.signals().await;
     let mut stream = client.watch_signals(request.clone()).await.unwrap().into_inner();
     let signal = stream.message().await.unwrap().unwrap().signal.unwrap();
@@ -240,7 +242,8 @@ async fn a_watch_tells_of_repeats() {
 async fn a_watcher_that_does_not_read_holds_nothing_up() {
     let bed = bed();
     let mut slow = bed.signals().await;
-    let request = WatchSignalsRequest { filter: None, after_id: Some(0), after_revision: None };
+    let request =
+        WatchSignalsRequest { filter: None, after_id: Some(0), after_revision: None, ..WatchSignalsRequest::default() };
     let mut stream = slow.watch_signals(request).await.unwrap().into_inner();
     for number in 0..2000 {
         bed.put(number, "nc").await;
@@ -255,7 +258,8 @@ async fn a_watcher_that_does_not_read_holds_nothing_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_are_limited_and_leave() {
     let bed = bed();
-    let request = || WatchSignalsRequest { filter: None, after_id: None, after_revision: None };
+    let request =
+        || WatchSignalsRequest { filter: None, after_id: None, after_revision: None, ..WatchSignalsRequest::default() };
     let mut client = bed.signals().await;
     let mut second = bed.signals().await;
     let mut streams = Vec::new();
@@ -301,9 +305,11 @@ async fn lists_come_in_pages_and_errors_have_codes() {
     let filter = Some(SignalFilter { min_severity: 77, ..SignalFilter::default() });
     let request = ListSignalsRequest { filter: filter.clone(), ..ListSignalsRequest::default() };
     assert_eq!(client.list_signals(request).await.unwrap_err().code(), Code::InvalidArgument);
-    let request = WatchSignalsRequest { filter, after_id: None, after_revision: None };
+    let request =
+        WatchSignalsRequest { filter, after_id: None, after_revision: None, ..WatchSignalsRequest::default() };
     assert_eq!(client.watch_signals(request).await.unwrap_err().code(), Code::InvalidArgument);
-    let request = WatchSignalsRequest { filter: None, after_id: Some(8), after_revision: None };
+    let request =
+        WatchSignalsRequest { filter: None, after_id: Some(8), after_revision: None, ..WatchSignalsRequest::default() };
     assert_eq!(client.watch_signals(request).await.unwrap_err().code(), Code::OutOfRange);
     let signal = client.get_signal(GetSignalRequest { id: 5 }).await.unwrap().into_inner().signal.unwrap();
     assert_eq!((signal.id, signal.message.as_str()), (5, "4"));

@@ -106,7 +106,11 @@ impl Watcher {
                 Err(error) => return Some(error.into()),
             };
             for signal in page.signals {
-                if sender.send(Ok(WatchSignalsResponse { signal: Some(signal), update: None })).await.is_err() {
+                if sender
+                    .send(Ok(WatchSignalsResponse { signal: Some(signal), ..WatchSignalsResponse::default() }))
+                    .await
+                    .is_err()
+                {
                     return None;
                 }
             }
@@ -121,7 +125,11 @@ impl Watcher {
             };
             let last = changes.updates.last().map(|update| update.revision);
             for update in changes.updates {
-                if sender.send(Ok(WatchSignalsResponse { signal: None, update: Some(update) })).await.is_err() {
+                if sender
+                    .send(Ok(WatchSignalsResponse { update: Some(update), ..WatchSignalsResponse::default() }))
+                    .await
+                    .is_err()
+                {
                     return None;
                 }
             }

@@ -240,6 +240,7 @@ fn changes(
             count: number(1)?,
             last_time: Some(timestamp(number(2)?)),
             revision: number(3)?,
+            ..SignalUpdate::default()
         });
     }
     Ok(Changes { more: updates.len() >= limit, updates })

@@ -71,7 +71,7 @@ impl History {
                     filter: Some(filter.clone()),
                     page_size: PAGE,
                     page_token,
-                    oldest_first: false,
+                    ..ListSignalsRequest::default()
                 };
                 let response = agent.signals().list_signals(client::request(request)).await;
                 let page = response.map_err(|status| agent.error(&status))?.into_inner();

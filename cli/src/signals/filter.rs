@@ -67,6 +67,7 @@ impl Filter {
             image: text(&self.image),
             pod_namespace: text(&self.pod_namespace),
             pod_name: text(&self.pod),
+            ..SignalFilter::default()
         })
     }
 }

@@ -53,6 +53,7 @@ impl Args {
                 page_size,
                 page_token,
                 oldest_first: self.oldest_first,
+                ..ListSignalsRequest::default()
             };
             let response =
                 signals.list_signals(client::request(request)).await.map_err(|status| agent.error(&status))?;

@@ -127,6 +127,7 @@ impl<W: Write> Report<'_, W> {
             match origin {
                 Origin::Container => "the container's own first process",
                 Origin::ExecSession => "an exec session: put there from outside (kubectl exec, ctr task exec, a probe)",
+                Origin::Probe => "a probe: put there from outside again and again, at a steady pace",
                 Origin::Unknown => "",
             },
         )?;

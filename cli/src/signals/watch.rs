@@ -59,13 +59,18 @@ impl Args {
             None => last_id(&agent).await?,
         };
         let filter = Some(self.filter.to_proto(&agent).await?);
-        let mut request = WatchSignalsRequest { filter, after_id: Some(after), after_revision: None };
+        let mut request = WatchSignalsRequest {
+            filter,
+            after_id: Some(after),
+            after_revision: None,
+            ..WatchSignalsRequest::default()
+        };
         let mut stream = Stream::open(agent, &request).await?;
         let mut printer = Printer::new(global);
         let mut wait = FIRST_WAIT;
         loop {
             let cause = match stream.next().await {
-                Ok(Some(WatchSignalsResponse { signal, update })) => {
+                Ok(Some(WatchSignalsResponse { signal, update, .. })) => {
                     if let Some(signal) = signal {
                         request.after_id = Some(signal.id);
                         printer.print(&signal.into())?;

@@ -163,6 +163,13 @@ impl SignalService for Data {
         Ok(Response::new(GetSignalResponse { signal: Some(signal) }))
     }
 
+    async fn summarize_signals(
+        &self,
+        _request: Request<SummarizeSignalsRequest>,
+    ) -> Result<Response<SummarizeSignalsResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     type WatchSignalsStream = Pin<Box<dyn Stream<Item = Result<WatchSignalsResponse, Status>> + Send>>;
 
     async fn watch_signals(
@@ -174,9 +181,13 @@ impl SignalService for Data {
         let after = request.after_id.unwrap_or(u64::MAX);
         let signals: Vec<_> = self.signals.iter().filter(|signal| signal.id > after).cloned().collect();
         let after = request.after_revision.unwrap_or(0);
-        let updates: Vec<_> = self.updates.iter().filter(|update| update.revision > after).copied().collect();
-        let signals = signals.into_iter().map(|signal| WatchSignalsResponse { signal: Some(signal), update: None });
-        let updates = updates.into_iter().map(|update| WatchSignalsResponse { signal: None, update: Some(update) });
+        let updates: Vec<_> = self.updates.iter().filter(|update| update.revision > after).cloned().collect();
+        let signals = signals
+            .into_iter()
+            .map(|signal| WatchSignalsResponse { signal: Some(signal), ..WatchSignalsResponse::default() });
+        let updates = updates
+            .into_iter()
+            .map(|update| WatchSignalsResponse { update: Some(update), ..WatchSignalsResponse::default() });
         let stored = tokio_stream::iter(signals.chain(updates).map(Ok).collect::<Vec<_>>());
         if self.watch_ends {
             return Ok(Response::new(Box::pin(stored)));

@@ -113,7 +113,8 @@ fn a_reader_that_leaves_ends_it() {
 #[test]
 fn a_count_that_rises_is_one_short_line() {
     let node = Node::new();
-    let update = |revision, count| SignalUpdate { id: 1, count, last_time: Some(time(9)), revision };
+    let update =
+        |revision, count| SignalUpdate { id: 1, count, last_time: Some(time(9)), revision, ..SignalUpdate::default() };
     let data = Data { signals: vec![signal(1)], updates: vec![update(70, 152)], ..Data::default() };
     let agent = Agent::start(&node, data);
     let mut watch = Watch::start(&node, &["--after", "0"]);

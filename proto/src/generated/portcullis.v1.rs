@@ -76,6 +76,197 @@ pub struct Signal {
     /// What an operator asked for; unset for rules that are about what a container did.
     #[prost(message, optional, tag = "40")]
     pub operation: ::core::option::Option<Operation>,
+    /// How this compares with what containers of the same workload did before. Unset for rules that are not about a process.
+    #[prost(message, optional, tag = "41")]
+    pub novelty: ::core::option::Option<Novelty>,
+    /// What the process and its descendants did on the network afterwards; it may grow. Unset when nothing was seen.
+    #[prost(message, optional, tag = "42")]
+    pub network: ::core::option::Option<NetworkActivity>,
+    /// What people make of it. Unset: nobody has said anything, it is open.
+    #[prost(message, optional, tag = "43")]
+    pub triage: ::core::option::Option<Triage>,
+}
+/// Whether a workload does such a thing habitually. A workload is what runs from one image under one container name (without
+/// CRI: from one image); the same finding is one of the same rule, tool and origin.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Novelty {
+    /// The workload has never done this before. False for what was folded into an earlier signal.
+    #[prost(bool, tag = "1")]
+    pub first_time: bool,
+    /// When it did this first, and last before this signal. Unset when first_time.
+    #[prost(message, optional, tag = "2")]
+    pub first_seen: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "3")]
+    pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
+    /// On how many of the last 32 days (UTC, this one included) it has done this before.
+    #[prost(uint32, tag = "4")]
+    pub days_seen: u32,
+    /// How often it had done this before, repeats included.
+    #[prost(uint64, tag = "5")]
+    pub times_seen: u64,
+    /// Since when the workload is known: a first time says little of one that is known since a minute ago.
+    #[prost(message, optional, tag = "6")]
+    pub workload_known_since: ::core::option::Option<::prost_types::Timestamp>,
+    /// It does this day by day.
+    #[prost(bool, tag = "7")]
+    pub habitual: bool,
+    /// For people, for example "first time for this workload" or "seen daily since 2026-11-02".
+    #[prost(string, tag = "8")]
+    pub summary: ::prost::alloc::string::String,
+}
+/// Only a process about which there is a signal is watched for this, and its descendants.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkActivity {
+    /// Each once, with a count, in the order in which they were first seen; 64 at most.
+    #[prost(message, repeated, tag = "1")]
+    pub operations: ::prost::alloc::vec::Vec<NetworkOperation>,
+    /// How many were seen beyond that.
+    #[prost(uint64, tag = "2")]
+    pub omitted: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkOperation {
+    #[prost(enumeration = "network_operation::Kind", tag = "1")]
+    pub kind: i32,
+    #[prost(enumeration = "network_operation::Transport", tag = "2")]
+    pub transport: i32,
+    /// The other end; for KIND_BIND and KIND_LISTEN the own one. Unset when it is not known.
+    #[prost(message, optional, tag = "3")]
+    pub endpoint: ::core::option::Option<Endpoint>,
+    /// For KIND_DNS_QUERY: the name, without the final dot, and the type, for example "TXT" (empty when it is not known).
+    #[prost(string, tag = "4")]
+    pub dns_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub dns_type: ::prost::alloc::string::String,
+    /// The first process that did it: the signal's own, or a descendant of it. As the node sees it.
+    #[prost(uint32, tag = "6")]
+    pub pid: u32,
+    #[prost(message, optional, tag = "7")]
+    pub first_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "8")]
+    pub last_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(uint64, tag = "9")]
+    pub count: u64,
+}
+/// Nested message and enum types in `NetworkOperation`.
+pub mod network_operation {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        /// A connection was begun, or a datagram socket was given its other end.
+        Connect = 1,
+        /// A datagram was sent from a socket that has no other end of its own.
+        Send = 2,
+        Bind = 3,
+        Listen = 4,
+        /// A raw or packet socket was opened.
+        RawSocket = 5,
+        DnsQuery = 6,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::Connect => "KIND_CONNECT",
+                Self::Send => "KIND_SEND",
+                Self::Bind => "KIND_BIND",
+                Self::Listen => "KIND_LISTEN",
+                Self::RawSocket => "KIND_RAW_SOCKET",
+                Self::DnsQuery => "KIND_DNS_QUERY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "KIND_CONNECT" => Some(Self::Connect),
+                "KIND_SEND" => Some(Self::Send),
+                "KIND_BIND" => Some(Self::Bind),
+                "KIND_LISTEN" => Some(Self::Listen),
+                "KIND_RAW_SOCKET" => Some(Self::RawSocket),
+                "KIND_DNS_QUERY" => Some(Self::DnsQuery),
+                _ => None,
+            }
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Transport {
+        Unspecified = 0,
+        Tcp = 1,
+        Udp = 2,
+        /// Raw, packet and all further sockets.
+        Other = 3,
+    }
+    impl Transport {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "TRANSPORT_UNSPECIFIED",
+                Self::Tcp => "TRANSPORT_TCP",
+                Self::Udp => "TRANSPORT_UDP",
+                Self::Other => "TRANSPORT_OTHER",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "TRANSPORT_UNSPECIFIED" => Some(Self::Unspecified),
+                "TRANSPORT_TCP" => Some(Self::Tcp),
+                "TRANSPORT_UDP" => Some(Self::Udp),
+                "TRANSPORT_OTHER" => Some(Self::Other),
+                _ => None,
+            }
+        }
+    }
+}
+/// What people make of a signal.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Triage {
+    #[prost(enumeration = "TriageState", tag = "1")]
+    pub state: i32,
+    /// Of the last change; empty when there was none.
+    #[prost(string, tag = "2")]
+    pub note: ::prost::alloc::string::String,
+    /// Who made the last change, as they call themselves.
+    #[prost(string, tag = "3")]
+    pub author: ::prost::alloc::string::String,
+    /// Who they are to the kernel. Unset when the connection did not tell.
+    #[prost(message, optional, tag = "4")]
+    pub caller: ::core::option::Option<Caller>,
+    #[prost(message, optional, tag = "5")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Earlier changes, oldest first, the newest 16. Unset in lists and streams: GetSignal and GetStory have them.
+    #[prost(message, repeated, tag = "6")]
+    pub earlier: ::prost::alloc::vec::Vec<Triage>,
 }
 /// An event that was folded into a signal.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -301,6 +492,18 @@ pub struct SignalFilter {
     pub pod_namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "11")]
     pub pod_name: ::prost::alloc::string::String,
+    /// A CEL expression over a signal that must be true, for example
+    /// signal.tool.id == "nc" && signal.process.uid == 0u && "-e" in signal.process.argv
+    /// The variable is signal, of type portcullis.v1.Signal; enums are strings without their prefix ("blocked"), times are
+    /// timestamps. What can't be evaluated for a signal does not match it. INVALID_ARGUMENT when it is no expression.
+    #[prost(string, tag = "12")]
+    pub expression: ::prost::alloc::string::String,
+    /// Signals in any of these states.
+    #[prost(enumeration = "TriageState", repeated, tag = "13")]
+    pub triage_states: ::prost::alloc::vec::Vec<i32>,
+    /// Only what a workload has done for the first time.
+    #[prost(bool, tag = "14")]
+    pub first_time_only: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListSignalsRequest {
@@ -314,6 +517,9 @@ pub struct ListSignalsRequest {
     pub page_token: ::prost::alloc::string::String,
     #[prost(bool, tag = "4")]
     pub oldest_first: bool,
+    /// Unset: by time, as oldest_first says.
+    #[prost(enumeration = "SignalOrder", tag = "5")]
+    pub order: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListSignalsResponse {
@@ -343,8 +549,11 @@ pub struct WatchSignalsRequest {
     /// Updates with a greater revision, of signals up to after_id. Unset: only what rises from now on.
     #[prost(uint64, optional, tag = "3")]
     pub after_revision: ::core::option::Option<u64>,
+    /// At most so many signals a second; what is more is left out and told by number (throttled). 0: no limit.
+    #[prost(uint32, tag = "4")]
+    pub max_per_second: u32,
 }
-/// One of the two is set. Neither: only a sign of life.
+/// One of these is set. None: only a sign of life.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchSignalsResponse {
     #[prost(message, optional, tag = "1")]
@@ -354,8 +563,36 @@ pub struct WatchSignalsResponse {
     /// seen again. GetSignal has all about it.
     #[prost(message, optional, tag = "2")]
     pub update: ::core::option::Option<SignalUpdate>,
+    /// Signals that the watcher should have got are gone: retention was faster than it, or the database was replaced.
+    #[prost(message, optional, tag = "3")]
+    pub gap: ::core::option::Option<WatchGap>,
+    /// Signals were left out, as max_per_second asks for.
+    #[prost(message, optional, tag = "4")]
+    pub throttled: ::core::option::Option<WatchThrottled>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchGap {
+    /// Signals with ids from first_id up to and including last_id are gone, as many as match the filter or not.
+    #[prost(uint64, tag = "1")]
+    pub first_id: u64,
+    #[prost(uint64, tag = "2")]
+    pub last_id: u64,
+    /// For people.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchThrottled {
+    /// How many signals that match the filter were left out since the last signal or such message.
+    #[prost(uint64, tag = "1")]
+    pub signals: u64,
+    /// They are among these: ListSignals has them.
+    #[prost(uint64, tag = "2")]
+    pub first_id: u64,
+    #[prost(uint64, tag = "3")]
+    pub last_id: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SignalUpdate {
     #[prost(uint64, tag = "1")]
     pub id: u64,
@@ -367,6 +604,291 @@ pub struct SignalUpdate {
     /// Grows with every update of any signal: to resume after.
     #[prost(uint64, tag = "4")]
     pub revision: u64,
+    /// The whole of it, when it has changed; else unset.
+    #[prost(message, optional, tag = "5")]
+    pub network: ::core::option::Option<NetworkActivity>,
+    /// As it is now, when it has changed; else unset.
+    #[prost(message, optional, tag = "6")]
+    pub triage: ::core::option::Option<Triage>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SummarizeSignalsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<SignalFilter>,
+    /// A group is what is alike in all of these. Empty: one group of all.
+    #[prost(enumeration = "SummaryKey", repeated, tag = "2")]
+    pub group_by: ::prost::alloc::vec::Vec<i32>,
+    /// For SUMMARY_KEY_TIME, at least a minute. Unset: an hour.
+    #[prost(message, optional, tag = "3")]
+    pub bucket: ::core::option::Option<::prost_types::Duration>,
+    /// Groups at most; 0 means 100, more than 1000 is cut to 1000.
+    #[prost(uint32, tag = "4")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SummarizeSignalsResponse {
+    /// By count, the largest first; with SUMMARY_KEY_TIME by time, the oldest first, and then by count.
+    #[prost(message, repeated, tag = "1")]
+    pub groups: ::prost::alloc::vec::Vec<SignalSummary>,
+    /// Groups that limit has cut off, and what they stand for.
+    #[prost(uint64, tag = "2")]
+    pub omitted_groups: u64,
+    #[prost(uint64, tag = "3")]
+    pub omitted_signals: u64,
+    #[prost(uint64, tag = "4")]
+    pub omitted_count: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignalSummary {
+    /// What the request does not group by is empty or unset.
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub tool: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub category: ::prost::alloc::string::String,
+    /// Beginning of the bucket.
+    #[prost(message, optional, tag = "4")]
+    pub bucket_start: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(string, tag = "5")]
+    pub rule: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub image: ::prost::alloc::string::String,
+    #[prost(enumeration = "Verdict", tag = "7")]
+    pub verdict: i32,
+    #[prost(uint64, tag = "10")]
+    pub signals: u64,
+    /// Of the signals' counts.
+    #[prost(uint64, tag = "11")]
+    pub count: u64,
+    #[prost(message, optional, tag = "12")]
+    pub first_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "13")]
+    pub last_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(enumeration = "Severity", tag = "14")]
+    pub max_severity: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetTriageStateRequest {
+    /// 1000 at most.
+    #[prost(uint64, repeated, tag = "1")]
+    pub signal_ids: ::prost::alloc::vec::Vec<u64>,
+    #[prost(enumeration = "TriageState", tag = "2")]
+    pub state: i32,
+    /// At most 4096 bytes.
+    #[prost(string, tag = "3")]
+    pub note: ::prost::alloc::string::String,
+    /// Who says so, at most 256 bytes. Empty: the caller's user id, "uid 0".
+    #[prost(string, tag = "4")]
+    pub author: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetTriageStateResponse {
+    /// As they are now.
+    #[prost(message, repeated, tag = "1")]
+    pub signals: ::prost::alloc::vec::Vec<Signal>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetStoryRequest {
+    /// How long before the first and after the last moment of its subject the story goes on. Unset: an hour; a week at most.
+    #[prost(message, optional, tag = "3")]
+    pub window: ::core::option::Option<::prost_types::Duration>,
+    #[prost(oneof = "get_story_request::Subject", tags = "1, 2")]
+    pub subject: ::core::option::Option<get_story_request::Subject>,
+}
+/// Nested message and enum types in `GetStoryRequest`.
+pub mod get_story_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Subject {
+        #[prost(uint64, tag = "1")]
+        SignalId(u64),
+        #[prost(message, tag = "2")]
+        Container(super::ContainerReference),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetStoryResponse {
+    /// What the story is about; unset when it is about a container.
+    #[prost(message, optional, tag = "1")]
+    pub signal: ::core::option::Option<Signal>,
+    /// As it is now, or as its newest signal has it. Unset when the signal knows none.
+    #[prost(message, optional, tag = "2")]
+    pub container: ::core::option::Option<Container>,
+    /// The time that it tells of.
+    #[prost(message, optional, tag = "3")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "4")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+    /// The container's signals in that time, oldest first, 200 at most: those nearest to the subject.
+    #[prost(message, repeated, tag = "5")]
+    pub signals: ::prost::alloc::vec::Vec<Signal>,
+    #[prost(uint64, tag = "6")]
+    pub signals_omitted: u64,
+    /// Every process that these signals know: a tree by parent.
+    #[prost(message, repeated, tag = "7")]
+    pub processes: ::prost::alloc::vec::Vec<StoryProcess>,
+    /// Oldest first.
+    #[prost(message, repeated, tag = "8")]
+    pub timeline: ::prost::alloc::vec::Vec<StoryEvent>,
+    /// Signals of other containers of this node that have something in common with it, in that time, the most in common first;
+    /// 50 at most.
+    #[prost(message, repeated, tag = "9")]
+    pub related: ::prost::alloc::vec::Vec<RelatedSignal>,
+    /// What the workload does habitually, and what it has done only once.
+    #[prost(message, repeated, tag = "10")]
+    pub habits: ::prost::alloc::vec::Vec<Habit>,
+    /// The most urgent first.
+    #[prost(message, repeated, tag = "11")]
+    pub next_steps: ::prost::alloc::vec::Vec<NextStep>,
+}
+/// An image that a process ran: one that executes another is two of them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoryProcess {
+    /// 1, 2, 3… in this story.
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    /// Number of the one that executed or forked it; 0 when it is not known.
+    #[prost(uint32, tag = "2")]
+    pub parent: u32,
+    /// As the node sees it.
+    #[prost(uint32, tag = "3")]
+    pub pid: u32,
+    #[prost(uint32, tag = "4")]
+    pub container_pid: u32,
+    #[prost(uint32, tag = "5")]
+    pub uid: u32,
+    #[prost(string, tag = "6")]
+    pub exe: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "7")]
+    pub argv: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "8")]
+    pub argv_truncated: bool,
+    #[prost(message, optional, tag = "9")]
+    pub start_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Signals about it.
+    #[prost(uint64, repeated, tag = "10")]
+    pub signal_ids: ::prost::alloc::vec::Vec<u64>,
+    /// It was refused or ended before it did anything: Verdict of its signals.
+    #[prost(enumeration = "Verdict", tag = "11")]
+    pub verdict: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoryEvent {
+    #[prost(message, optional, tag = "1")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(enumeration = "story_event::Kind", tag = "2")]
+    pub kind: i32,
+    /// For people: one sentence.
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
+    /// 0 when it has none.
+    #[prost(uint64, tag = "4")]
+    pub signal_id: u64,
+    /// StoryProcess.number; 0 when it has none.
+    #[prost(uint32, tag = "5")]
+    pub process: u32,
+    /// Unset unless it is a network event.
+    #[prost(message, optional, tag = "6")]
+    pub network: ::core::option::Option<NetworkOperation>,
+    #[prost(enumeration = "Severity", tag = "7")]
+    pub severity: i32,
+}
+/// Nested message and enum types in `StoryEvent`.
+pub mod story_event {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        ContainerStarted = 1,
+        ContainerEnded = 2,
+        ProcessStarted = 3,
+        Signal = 4,
+        Network = 5,
+        Containment = 6,
+        Triage = 7,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::ContainerStarted => "KIND_CONTAINER_STARTED",
+                Self::ContainerEnded => "KIND_CONTAINER_ENDED",
+                Self::ProcessStarted => "KIND_PROCESS_STARTED",
+                Self::Signal => "KIND_SIGNAL",
+                Self::Network => "KIND_NETWORK",
+                Self::Containment => "KIND_CONTAINMENT",
+                Self::Triage => "KIND_TRIAGE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "KIND_CONTAINER_STARTED" => Some(Self::ContainerStarted),
+                "KIND_CONTAINER_ENDED" => Some(Self::ContainerEnded),
+                "KIND_PROCESS_STARTED" => Some(Self::ProcessStarted),
+                "KIND_SIGNAL" => Some(Self::Signal),
+                "KIND_NETWORK" => Some(Self::Network),
+                "KIND_CONTAINMENT" => Some(Self::Containment),
+                "KIND_TRIAGE" => Some(Self::Triage),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RelatedSignal {
+    #[prost(message, optional, tag = "1")]
+    pub signal: ::core::option::Option<Signal>,
+    /// What they have in common, for people: "same destination 10.0.0.1:4444".
+    #[prost(string, repeated, tag = "2")]
+    pub reasons: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Habit {
+    #[prost(string, tag = "1")]
+    pub rule: ::prost::alloc::string::String,
+    /// The catalogue's id.
+    #[prost(string, tag = "2")]
+    pub tool: ::prost::alloc::string::String,
+    #[prost(enumeration = "Origin", tag = "3")]
+    pub origin: i32,
+    #[prost(message, optional, tag = "4")]
+    pub first_seen: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "5")]
+    pub last_seen: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(uint32, tag = "6")]
+    pub days_seen: u32,
+    #[prost(uint64, tag = "7")]
+    pub times_seen: u64,
+    #[prost(bool, tag = "8")]
+    pub habitual: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NextStep {
+    /// For people: what to do.
+    #[prost(string, tag = "1")]
+    pub text: ::prost::alloc::string::String,
+    /// Why.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// What does it: a command line of the CLI. Empty when there is none.
+    #[prost(string, repeated, tag = "3")]
+    pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListContainersRequest {
@@ -1071,8 +1593,11 @@ pub enum Origin {
     Unspecified = 0,
     /// It descends from the container's first process, or is that process.
     Container = 1,
-    /// It descends from a process put there from outside (ctr task exec, kubectl exec, a probe).
+    /// It descends from a process put there from outside (ctr task exec, kubectl exec, a probe that is not known as one).
     ExecSession = 2,
+    /// It descends from a process put there from outside again and again, at a steady pace: a probe of the kubelet's, or
+    /// something that behaves like one.
+    Probe = 3,
 }
 impl Origin {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1084,6 +1609,7 @@ impl Origin {
             Self::Unspecified => "ORIGIN_UNSPECIFIED",
             Self::Container => "ORIGIN_CONTAINER",
             Self::ExecSession => "ORIGIN_EXEC_SESSION",
+            Self::Probe => "ORIGIN_PROBE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1092,6 +1618,127 @@ impl Origin {
             "ORIGIN_UNSPECIFIED" => Some(Self::Unspecified),
             "ORIGIN_CONTAINER" => Some(Self::Container),
             "ORIGIN_EXEC_SESSION" => Some(Self::ExecSession),
+            "ORIGIN_PROBE" => Some(Self::Probe),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TriageState {
+    Unspecified = 0,
+    /// Nobody has looked at it yet, or it was opened again.
+    Open = 1,
+    /// Somebody knows of it, and it is no attack.
+    Expected = 2,
+    Investigating = 3,
+    Contained = 4,
+    Resolved = 5,
+}
+impl TriageState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRIAGE_STATE_UNSPECIFIED",
+            Self::Open => "TRIAGE_STATE_OPEN",
+            Self::Expected => "TRIAGE_STATE_EXPECTED",
+            Self::Investigating => "TRIAGE_STATE_INVESTIGATING",
+            Self::Contained => "TRIAGE_STATE_CONTAINED",
+            Self::Resolved => "TRIAGE_STATE_RESOLVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRIAGE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRIAGE_STATE_OPEN" => Some(Self::Open),
+            "TRIAGE_STATE_EXPECTED" => Some(Self::Expected),
+            "TRIAGE_STATE_INVESTIGATING" => Some(Self::Investigating),
+            "TRIAGE_STATE_CONTAINED" => Some(Self::Contained),
+            "TRIAGE_STATE_RESOLVED" => Some(Self::Resolved),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SignalOrder {
+    Unspecified = 0,
+    /// By time of storing.
+    Time = 1,
+    /// The most severe first; those of the same severity by time.
+    Severity = 2,
+    /// What stands for the most events first.
+    Count = 3,
+}
+impl SignalOrder {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SIGNAL_ORDER_UNSPECIFIED",
+            Self::Time => "SIGNAL_ORDER_TIME",
+            Self::Severity => "SIGNAL_ORDER_SEVERITY",
+            Self::Count => "SIGNAL_ORDER_COUNT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SIGNAL_ORDER_UNSPECIFIED" => Some(Self::Unspecified),
+            "SIGNAL_ORDER_TIME" => Some(Self::Time),
+            "SIGNAL_ORDER_SEVERITY" => Some(Self::Severity),
+            "SIGNAL_ORDER_COUNT" => Some(Self::Count),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SummaryKey {
+    Unspecified = 0,
+    Container = 1,
+    Tool = 2,
+    Category = 3,
+    /// Of bucket's length, of the signals' first events.
+    Time = 4,
+    Rule = 5,
+    Image = 6,
+    Verdict = 7,
+}
+impl SummaryKey {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SUMMARY_KEY_UNSPECIFIED",
+            Self::Container => "SUMMARY_KEY_CONTAINER",
+            Self::Tool => "SUMMARY_KEY_TOOL",
+            Self::Category => "SUMMARY_KEY_CATEGORY",
+            Self::Time => "SUMMARY_KEY_TIME",
+            Self::Rule => "SUMMARY_KEY_RULE",
+            Self::Image => "SUMMARY_KEY_IMAGE",
+            Self::Verdict => "SUMMARY_KEY_VERDICT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SUMMARY_KEY_UNSPECIFIED" => Some(Self::Unspecified),
+            "SUMMARY_KEY_CONTAINER" => Some(Self::Container),
+            "SUMMARY_KEY_TOOL" => Some(Self::Tool),
+            "SUMMARY_KEY_CATEGORY" => Some(Self::Category),
+            "SUMMARY_KEY_TIME" => Some(Self::Time),
+            "SUMMARY_KEY_RULE" => Some(Self::Rule),
+            "SUMMARY_KEY_IMAGE" => Some(Self::Image),
+            "SUMMARY_KEY_VERDICT" => Some(Self::Verdict),
             _ => None,
         }
     }
@@ -1406,6 +2053,33 @@ pub mod signal_service_client {
                 .insert(GrpcMethod::new("portcullis.v1.SignalService", "WatchSignals"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// How many signals there are, by whatever the request groups by, the largest groups first.
+        pub async fn summarize_signals(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SummarizeSignalsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SummarizeSignalsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.SignalService/SummarizeSignals",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("portcullis.v1.SignalService", "SummarizeSignals"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1450,6 +2124,14 @@ pub mod signal_service_server {
             request: tonic::Request<super::WatchSignalsRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::WatchSignalsStream>,
+            tonic::Status,
+        >;
+        /// How many signals there are, by whatever the request groups by, the largest groups first.
+        async fn summarize_signals(
+            &self,
+            request: tonic::Request<super::SummarizeSignalsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SummarizeSignalsResponse>,
             tonic::Status,
         >;
     }
@@ -1666,6 +2348,52 @@ pub mod signal_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/portcullis.v1.SignalService/SummarizeSignals" => {
+                    #[allow(non_camel_case_types)]
+                    struct SummarizeSignalsSvc<T: SignalService>(pub Arc<T>);
+                    impl<
+                        T: SignalService,
+                    > tonic::server::UnaryService<super::SummarizeSignalsRequest>
+                    for SummarizeSignalsSvc<T> {
+                        type Response = super::SummarizeSignalsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SummarizeSignalsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SignalService>::summarize_signals(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SummarizeSignalsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -1703,6 +2431,394 @@ pub mod signal_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "portcullis.v1.SignalService";
     impl<T> tonic::server::NamedService for SignalServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod triage_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Triage: what people make of signals, and what they need to see for it.
+    #[derive(Debug, Clone)]
+    pub struct TriageServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl TriageServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> TriageServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> TriageServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            TriageServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Sets what has become of signals, and who says so and why; each change is kept. NOT_FOUND, and nothing is changed, when one
+        /// of them is not there.
+        pub async fn set_triage_state(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetTriageStateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetTriageStateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.TriageService/SetTriageState",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("portcullis.v1.TriageService", "SetTriageState"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Everything that is known around one signal, or around one container: NOT_FOUND when there is neither a container of that id
+        /// nor any signal of one.
+        pub async fn get_story(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetStoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetStoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.TriageService/GetStory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.TriageService", "GetStory"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod triage_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with TriageServiceServer.
+    #[async_trait]
+    pub trait TriageService: std::marker::Send + std::marker::Sync + 'static {
+        /// Sets what has become of signals, and who says so and why; each change is kept. NOT_FOUND, and nothing is changed, when one
+        /// of them is not there.
+        async fn set_triage_state(
+            &self,
+            request: tonic::Request<super::SetTriageStateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetTriageStateResponse>,
+            tonic::Status,
+        >;
+        /// Everything that is known around one signal, or around one container: NOT_FOUND when there is neither a container of that id
+        /// nor any signal of one.
+        async fn get_story(
+            &self,
+            request: tonic::Request<super::GetStoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetStoryResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Triage: what people make of signals, and what they need to see for it.
+    #[derive(Debug)]
+    pub struct TriageServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> TriageServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for TriageServiceServer<T>
+    where
+        T: TriageService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/portcullis.v1.TriageService/SetTriageState" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetTriageStateSvc<T: TriageService>(pub Arc<T>);
+                    impl<
+                        T: TriageService,
+                    > tonic::server::UnaryService<super::SetTriageStateRequest>
+                    for SetTriageStateSvc<T> {
+                        type Response = super::SetTriageStateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetTriageStateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TriageService>::set_triage_state(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetTriageStateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.TriageService/GetStory" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetStorySvc<T: TriageService>(pub Arc<T>);
+                    impl<
+                        T: TriageService,
+                    > tonic::server::UnaryService<super::GetStoryRequest>
+                    for GetStorySvc<T> {
+                        type Response = super::GetStoryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetStoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TriageService>::get_story(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetStorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for TriageServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "portcullis.v1.TriageService";
+    impl<T> tonic::server::NamedService for TriageServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
