@@ -14,7 +14,12 @@ mod repeats;
 mod selection;
 mod upstream;
 
-use std::{fs, process::ExitCode, sync::Arc};
+use std::{
+    fs,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -390,6 +395,17 @@ fn check_finds_the_node_in_order(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// So that whoever adds a test sees what it costs everybody.
+fn tell_slowest(durations: &mut [(Duration, &str)]) {
+    const SHOWN: usize = 12;
+    durations.sort_unstable_by(|a, b| b.cmp(a));
+    let all: Duration = durations.iter().map(|(duration, _)| *duration).sum();
+    println!("slowest of {:.0} s:", all.as_secs_f64());
+    for (duration, name) in durations.iter().take(SHOWN) {
+        println!("{:7.1} s  {name}", duration.as_secs_f64());
+    }
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One node for all: tests kill its agent and change its policy set.
@@ -408,17 +424,24 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let durations = Arc::new(Mutex::new(Vec::new()));
     let trials = TESTS
         .into_iter()
         .chain(cri::TESTS.into_iter().filter(|_| setup.pods))
         .chain(independent_client::test(&setup))
         .map(|(name, test)| {
-            let node = Arc::clone(&node);
-            let name = format!("{}::{name}", node.backend());
-            Trial::test(name, move || test(&node).map_err(|error| Failed::from(format!("{error:#}"))))
+            let (node, durations) = (Arc::clone(&node), Arc::clone(&durations));
+            let full_name = format!("{}::{name}", node.backend());
+            Trial::test(full_name, move || {
+                let started = Instant::now();
+                let result = test(&node);
+                durations.lock().unwrap_or_else(PoisonError::into_inner).push((started.elapsed(), name));
+                result.map_err(|error| Failed::from(format!("{error:#}")))
+            })
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    tell_slowest(&mut durations.lock().unwrap_or_else(PoisonError::into_inner));
     // exit() would run no destructors; the node's last owner is this function.
     drop(node);
     conclusion.exit_code()
