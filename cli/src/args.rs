@@ -7,7 +7,9 @@ use clap::{ColorChoice, Parser, Subcommand};
 use crate::{
     check, completions,
     contain::{Contain, Release},
-    containers, exit, fingerprint, man, mode,
+    containers, exit, fingerprint,
+    install::{Install, Uninstall},
+    man, mode,
     output::{Format, Screen},
     policy, signals,
 };
@@ -56,6 +58,8 @@ pub enum Command {
     Contain(Contain),
     Release(Release),
     Fingerprint(fingerprint::Args),
+    Install(Install),
+    Uninstall(Uninstall),
     Completions(completions::Args),
     Man(man::Args),
 }

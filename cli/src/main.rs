@@ -10,6 +10,7 @@
 //! | [`mode`] | `mode`: detect or enforce, at run time |
 //! | [`contain`] | `contain`, `release` |
 //! | [`fingerprint`] | `fingerprint`: programs' contents for a catalogue file |
+//! | [`install`] | `install`, `uninstall` |
 //! | [`completions`], [`man`] | what is generated from the command line's definition |
 //! | [`client`] | the connection to the agent, and its errors |
 //! | [`view`] | the agent's answers in the shape that `-o json` shows |
@@ -26,6 +27,7 @@ mod containers;
 mod escape;
 mod exit;
 mod fingerprint;
+mod install;
 mod man;
 mod mode;
 mod output;
@@ -52,6 +54,8 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Completions(verb) => verb.run()?,
         Command::Man(verb) => verb.run()?,
         Command::Fingerprint(verb) => verb.run(&global)?,
+        Command::Install(verb) => verb.run(&global)?,
+        Command::Uninstall(verb) => verb.run(&global)?,
         Command::Policy(verb) => return verb.run(&global),
         Command::Mode(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Check(verb) => return runtime()?.block_on(verb.run(&global)),

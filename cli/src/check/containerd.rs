@@ -123,6 +123,16 @@ pub fn bundles(state: &Path) -> Check {
     Check::warning(NAME, detail, REMEDY)
 }
 
+/// Running containers that have the shim.
+pub fn guarded(state: &Path) -> Vec<String> {
+    let bundles = list(&state.join(TASKS)).unwrap_or_default();
+    bundles
+        .iter()
+        .filter(|bundle| bundle.is_ours())
+        .map(|bundle| format!("{}/{}", bundle.namespace, bundle.id))
+        .collect()
+}
+
 struct Bundle {
     namespace: String,
     id: String,

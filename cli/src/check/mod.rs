@@ -2,7 +2,7 @@
 //! at from here in any case, so that this helps when the agent does not start.
 
 mod agent;
-mod containerd;
+pub mod containerd;
 mod local;
 mod report;
 

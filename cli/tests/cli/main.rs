@@ -9,6 +9,7 @@ mod explain;
 mod fingerprint;
 mod generated;
 mod habits;
+mod install;
 mod list;
 mod mode;
 mod policies;

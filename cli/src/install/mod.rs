@@ -1,0 +1,349 @@
+//! `install` and `uninstall`: the programs, their unit and configuration, and the runtime handler in containerd's configuration.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`changes`] | a file's change, planned, shown or made |
+//! | [`handler`] | containerd's configuration |
+//! | [`manifest`] | what was put where |
+//!
+//! Everything is planned before anything is written, so that `--dry-run` shows just what would be done. Neither verb restarts
+//! anything: what to do next is told.
+
+mod changes;
+mod handler;
+mod manifest;
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use self::{
+    changes::{Change, Wanted},
+    handler::{Handler, Wish},
+    manifest::{Installed, Manifest},
+};
+use crate::{
+    args::Global,
+    check::containerd::{self, some_of},
+    escape, exit,
+    output::{self, Format, Tone},
+};
+
+/// The programs; all must be there.
+const PROGRAMS: [&str; 3] = ["containerd-shim-portcullis-v1", "portcullisd", "portcullis"];
+/// Below the root. Ours, replaced by each installation.
+const UNIT: (&str, &str) =
+    ("/etc/systemd/system/portcullisd.service", include_str!("../../../config/systemd/portcullisd.service"));
+/// Below the root. The operator's: written if they are missing.
+const EDITABLE: [(&str, &str); 2] = [
+    ("/etc/portcullis/portcullis.toml", include_str!("../../../config/portcullis.toml")),
+    ("/etc/portcullis/policies/default.yaml", include_str!("../../../config/policies/default.yaml")),
+];
+const RUNC_OPTIONS: &str = "/etc/portcullis/runc-options.toml";
+
+/// Put Portcullis on this node
+///
+/// The programs go below the prefix, the agent's unit into /etc/systemd/system, its configuration and the default policy into
+/// /etc/portcullis (if there is none yet), and a file with the runtime handler beside containerd's configuration, which gets
+/// a line that imports it. Running it again changes only what differs. Nothing is started or restarted; what to do next is
+/// told.
+#[derive(Debug, clap::Args)]
+pub struct Install {
+    #[command(flatten)]
+    place: Place,
+    /// Where the programs are; by default beside this one
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    /// The programs' place is bin below this; it must be in containerd's PATH
+    #[arg(long, value_name = "DIR", default_value = "/usr/local")]
+    prefix: PathBuf,
+    /// The runtime handler's name
+    #[arg(long, value_name = "NAME", default_value = "portcullis", value_parser = handler_name)]
+    handler: String,
+    /// containerd's configuration, below the root
+    #[arg(long, value_name = "PATH", default_value = "/etc/containerd/config.toml")]
+    containerd_config: PathBuf,
+    /// containerd's major version, needed only if it has no configuration and can't be asked
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=2))]
+    containerd_version: Option<u32>,
+    /// Whether kubelet uses the systemd cgroup driver; auto: as containerd's handler runc says
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    systemd_cgroup: Choice,
+}
+
+/// Undo what `install` has done
+///
+/// Files that were edited since stay. It is refused while containers run under the shim: without it containerd could neither
+/// end nor delete them.
+#[derive(Debug, clap::Args)]
+pub struct Uninstall {
+    #[command(flatten)]
+    place: Place,
+    /// containerd's state directory, where running containers are looked for, below the root
+    #[arg(long, value_name = "DIR", default_value = "/run/containerd")]
+    containerd_state: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Place {
+    /// The node's root file system, for one that is mounted elsewhere
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// `--systemd-cgroup`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Choice {
+    Auto,
+    Always,
+    Never,
+}
+
+/// What `-o json` shows.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Outcome {
+    dry_run: bool,
+    files: Vec<FileOutcome>,
+    next: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct FileOutcome {
+    path: String,
+    change: &'static str,
+}
+
+/// A file of the installation on its way.
+struct File {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    mode: u32,
+    editable: bool,
+}
+
+/// A bare key of TOML that is also a name for Kubernetes.
+fn handler_name(name: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty() || name.len() > 63 || !name.chars().all(fits) || name == "runc" {
+        return Err("a handler's name has lower-case letters, digits and -, and is not runc".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
+impl Place {
+    /// A path of the node as seen from here.
+    fn at(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    fn read(&self, path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+        let path = self.at(path);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {} (run this as root)", path.display())),
+        }
+    }
+
+    fn read_text(&self, path: &Path) -> anyhow::Result<Option<String>> {
+        let bytes = self.read(path)?;
+        bytes.map(|bytes| String::from_utf8(bytes).with_context(|| format!("{}", path.display()))).transpose()
+    }
+
+    fn manifest(&self) -> anyhow::Result<Option<Manifest>> {
+        let Some(bytes) = self.read(Path::new(manifest::PATH))? else { return Ok(None) };
+        let read = serde_json::from_slice(&bytes);
+        Ok(Some(read.with_context(|| {
+            format!("{}: remove it and install again", self.at(Path::new(manifest::PATH)).display())
+        })?))
+    }
+
+    /// Shows the changes or makes them, and tells what is next.
+    fn carry_out(&self, changes: &[Change], next: Vec<String>, global: &Global) -> anyhow::Result<()> {
+        if !self.dry_run {
+            changes.iter().try_for_each(Change::apply)?;
+        }
+        let changed = changes.iter().any(Change::is_needed);
+        let next = if changed { next } else { Vec::new() };
+        let mut out = io::stdout().lock();
+        if matches!(global.output, Format::Json | Format::Yaml) {
+            let file = |change: &Change| FileOutcome { path: change.path.display().to_string(), change: change.word() };
+            let outcome = Outcome { dry_run: self.dry_run, files: changes.iter().map(file).collect(), next };
+            match global.output {
+                Format::Yaml => output::yaml(&mut out, &outcome)?,
+                _ => output::json(&mut out, &outcome)?,
+            }
+            return Ok(());
+        }
+        let screen = global.screen();
+        let mut tell = |text: &str| io::Write::write_all(&mut out, text.as_bytes());
+        for change in changes {
+            let tone = if change.is_needed() { Tone::Title } else { Tone::Plain };
+            let word = screen.paint(tone, &format!("{:9}", change.word()));
+            tell(&format!("{word} {}\n", escape::text(&change.path.display().to_string())))?;
+            if self.dry_run && change.is_needed() {
+                tell(&change.diff(screen))?;
+            }
+        }
+        if self.dry_run && changed {
+            tell("nothing was changed (--dry-run)\n")?;
+        }
+        for (index, step) in next.iter().enumerate() {
+            tell(&format!("{}{step}\n", if index == 0 { "next: " } else { "      " }))?;
+        }
+        Ok(())
+    }
+}
+
+impl Install {
+    /// Plans, and carries it out.
+    pub fn run(&self, global: &Global) -> anyhow::Result<()> {
+        let options_path = Path::new(RUNC_OPTIONS);
+        let conf_d = self.containerd_config.parent().unwrap_or(Path::new("/")).join("conf.d");
+        let drop_in_path = conf_d.join("portcullis.toml");
+        let main = self.place.read_text(&self.containerd_config)?;
+        let wish = Wish {
+            name: &self.handler,
+            main_path: &self.containerd_config,
+            drop_in_path: &drop_in_path,
+            options_path,
+            systemd_cgroup: match self.systemd_cgroup {
+                Choice::Auto => None,
+                choice => Some(choice == Choice::Always),
+            },
+            containerd: self.containerd_version.or_else(containerd_version),
+        };
+        let handler = Handler::new(main.as_deref(), &wish)?;
+
+        let mut files = self.programs()?;
+        let text = |path: &str, text: &str, editable| File {
+            path: path.into(),
+            bytes: text.as_bytes().to_vec(),
+            mode: 0o644,
+            editable,
+        };
+        let agent = format!("ExecStart={}", self.prefix.join("bin/portcullisd").display());
+        files.push(text(UNIT.0, &UNIT.1.replace("ExecStart=portcullisd", &agent), false));
+        files.extend(EDITABLE.map(|(path, content)| text(path, content, true)));
+        if let Some(options) = &handler.runc_options {
+            files.push(text(RUNC_OPTIONS, options, true));
+        }
+        let drop_in = drop_in_path.display().to_string();
+        files.push(text(&drop_in, &handler.drop_in, false));
+
+        let before = self.place.manifest()?.unwrap_or_default();
+        let imported_by = handler.main.as_ref().map(|_| self.containerd_config.clone()).or(before.imported_by);
+        let mut manifest = Manifest {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            files: before.files,
+            drop_in: imported_by.is_some().then(|| drop_in_path.clone()),
+            imported_by,
+        };
+        let mut changes = Vec::new();
+        for file in files {
+            let found = self.place.read(&file.path)?;
+            // What the operator has edited, or had before, stays.
+            let kept = file.editable && found.is_some();
+            if !kept {
+                manifest.files.retain(|installed| installed.path != file.path);
+                manifest.files.push(Installed::new(&file.path, &file.bytes, file.editable));
+            }
+            let bytes = found.filter(|_| kept).unwrap_or(file.bytes);
+            changes.push(Change::plan(&self.place.at(&file.path), Wanted::Content { bytes, mode: file.mode })?);
+        }
+        if let Some(main) = handler.main {
+            let wanted = Wanted::Content { bytes: main.into_bytes(), mode: 0o644 };
+            changes.push(Change::plan(&self.place.at(&self.containerd_config), wanted)?);
+        }
+        manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut bytes = serde_json::to_vec_pretty(&manifest).context("writing down what is installed")?;
+        bytes.push(b'\n');
+        // First, so that an installation that is cut short can be undone.
+        let wanted = Wanted::Content { bytes, mode: 0o644 };
+        changes.insert(0, Change::plan(&self.place.at(Path::new(manifest::PATH)), wanted)?);
+
+        let next = vec![
+            "systemctl daemon-reload && systemctl enable --now portcullisd".to_owned(),
+            "systemctl restart portcullisd   # if it ran before".to_owned(),
+            "systemctl restart containerd    # containers go on running".to_owned(),
+            "portcullis check".to_owned(),
+        ];
+        self.place.carry_out(&changes, next, global)
+    }
+
+    fn programs(&self) -> anyhow::Result<Vec<File>> {
+        let beside = || Ok(env::current_exe()?.parent().unwrap_or(Path::new("/")).to_owned());
+        let from: anyhow::Result<PathBuf> = self.from.clone().map_or_else(beside, Ok);
+        let from = from.context("finding the programs: say --from DIR")?;
+        let program = |name: &&str| {
+            let path = from.join(name);
+            let bytes = fs::read(&path)
+                .with_context(|| format!("reading {}: say --from DIR, where all three programs are", path.display()))?;
+            Ok(File { path: self.prefix.join("bin").join(name), bytes, mode: 0o755, editable: false })
+        };
+        PROGRAMS.iter().map(program).collect()
+    }
+}
+
+impl Uninstall {
+    /// Plans, and carries it out.
+    pub fn run(&self, global: &Global) -> anyhow::Result<()> {
+        let Some(manifest) = self.place.manifest()? else {
+            bail!(
+                "{} is not there: nothing was installed by this command",
+                self.place.at(Path::new(manifest::PATH)).display()
+            );
+        };
+        let running = containerd::guarded(&self.place.at(&self.containerd_state));
+        if !running.is_empty() {
+            bail!(
+                "{} containers run under the shim, and without it containerd could not end them: {}; delete them first",
+                running.len(),
+                some_of(&running)
+            );
+        }
+        let mut changes = Vec::new();
+        // First the line that imports: containerd does not start if what it imports is missing.
+        if let (Some(main_path), Some(drop_in)) = (&manifest.imported_by, &manifest.drop_in)
+            && let Some(main) = self.place.read_text(main_path)?
+            && let Some(text) = handler::without_import(&main, main_path, drop_in)?
+        {
+            let wanted = Wanted::Content { bytes: text.into_bytes(), mode: 0o644 };
+            changes.push(Change::plan(&self.place.at(main_path), wanted)?);
+        }
+        for installed in &manifest.files {
+            let found = self.place.read(&installed.path)?;
+            if installed.editable && found.is_some_and(|bytes| !installed.is(&bytes)) {
+                exit::note(&format!("{} was edited and stays", escape::text(&installed.path.display().to_string())));
+                continue;
+            }
+            changes.push(Change::plan(&self.place.at(&installed.path), Wanted::Nothing)?);
+        }
+        changes.push(Change::plan(&self.place.at(Path::new(manifest::PATH)), Wanted::Nothing)?);
+        let next = vec![
+            "systemctl restart containerd    # which then offers the handler no longer".to_owned(),
+            "systemctl stop portcullisd; systemctl daemon-reload".to_owned(),
+            "rm -r /sys/fs/bpf/portcullis /run/portcullis   # what is pinned; /var/lib/portcullis has the signals"
+                .to_owned(),
+        ];
+        self.place.carry_out(&changes, next, global)
+    }
+}
+
+/// The major version of the containerd that would be started here.
+fn containerd_version() -> Option<u32> {
+    let output = Command::new("containerd").arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let version = text.split_whitespace().nth(2)?.trim_start_matches('v');
+    version.split('.').next()?.parse().ok()
+}

@@ -1,0 +1,175 @@
+//! A node's root file system in a directory: no agent, no containerd.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use tempfile::TempDir;
+
+use crate::support::*;
+
+const MAIN: &str = "# mine\nversion = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"/usr/lib/cni\"\n";
+
+struct Root {
+    node: Node,
+    directory: TempDir,
+}
+
+impl Root {
+    /// With programs to install, and containerd's configuration.
+    fn new(main: Option<&str>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Self { node: Node::new(), directory };
+        for program in ["containerd-shim-portcullis-v1", "portcullisd", "portcullis"] {
+            root.write(&format!("/new/{program}"), &format!("{program} 1"));
+        }
+        if let Some(main) = main {
+            root.write("/etc/containerd/config.toml", main);
+        }
+        root
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.directory.path().join(path.trim_start_matches('/'))
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        fs::create_dir_all(self.at(path).parent().unwrap()).unwrap();
+        fs::write(self.at(path), text).unwrap();
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.at(path)).unwrap()
+    }
+
+    fn run(&self, verb: &[&str]) -> Output {
+        let root = self.directory.path().to_str().unwrap();
+        self.node.run(&[verb, &["--root", root]].concat())
+    }
+
+    fn install(&self, more: &[&str]) -> Output {
+        let from = self.at("/new");
+        self.run(&[&["install", "--from", from.to_str().unwrap()], more].concat())
+    }
+
+    /// Every file below /etc and /usr, with content and mode.
+    fn files(&self) -> BTreeMap<PathBuf, (Vec<u8>, u32)> {
+        fn collect(directory: &Path, files: &mut BTreeMap<PathBuf, (Vec<u8>, u32)>) {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    collect(&path, files);
+                } else {
+                    let mode = entry.metadata().unwrap().permissions().mode() & 0o7777;
+                    files.insert(path.clone(), (fs::read(path).unwrap(), mode));
+                }
+            }
+        }
+        let mut files = BTreeMap::new();
+        for path in ["/etc", "/usr"] {
+            collect(&self.at(path), &mut files);
+        }
+        files
+    }
+}
+
+fn succeeded(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    stdout(output)
+}
+
+#[test]
+fn a_dry_run_shows_and_changes_nothing() {
+    let root = Root::new(Some(MAIN));
+    let before = root.files();
+    let text = succeeded(&root.install(&["--dry-run"]));
+    assert!(text.contains("+imports = [\"/etc/containerd/conf.d/portcullis.toml\"]"), "{text}");
+    assert!(text.contains("+runtime_type = \"io.containerd.portcullis.v1\""), "{text}");
+    assert!(text.contains("nothing was changed"), "{text}");
+    assert_eq!(root.files(), before);
+}
+
+#[test]
+fn twice_is_once_and_uninstall_undoes_it() {
+    let root = Root::new(Some(MAIN));
+    let before = root.files();
+    let text = succeeded(&root.install(&[]));
+    assert!(text.contains("created") && text.contains("next: systemctl daemon-reload"), "{text}");
+    assert_eq!(root.read("/usr/local/bin/portcullisd"), "portcullisd 1");
+    let unit = root.read("/etc/systemd/system/portcullisd.service");
+    assert!(unit.contains("\nExecStart=/usr/local/bin/portcullisd\n"), "{unit}");
+    let mode = fs::metadata(root.at("/usr/local/bin/portcullis")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+    assert!(root.read("/etc/containerd/config.toml").starts_with("# mine\nversion = 2\n"));
+    assert!(root.read("/etc/containerd/conf.d/portcullis.toml").contains("bin_dir = \"/usr/lib/cni\""));
+    let installed = root.files();
+    let text = succeeded(&root.install(&[]));
+    assert!(!text.contains("created") && !text.contains("replaced") && !text.contains("next:"), "{text}");
+    assert_eq!(root.files(), installed);
+    succeeded(&root.run(&["uninstall", "--dry-run"]));
+    assert_eq!(root.files(), installed);
+    succeeded(&root.run(&["uninstall"]));
+    assert_eq!(root.files(), before);
+    let again = root.run(&["uninstall"]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("nothing was installed"), "{}", stderr(&again));
+}
+
+#[test]
+fn what_the_operator_has_edited_stays() {
+    let root = Root::new(Some(MAIN));
+    root.write("/etc/portcullis/policies/default.yaml", "mine");
+    succeeded(&root.install(&[]));
+    assert_eq!(root.read("/etc/portcullis/policies/default.yaml"), "mine");
+    root.write("/etc/portcullis/portcullis.toml", "backend = \"lsm\"\n");
+    root.write("/new/portcullisd", "portcullisd 2");
+    let main = root.read("/etc/containerd/config.toml").replace("/usr/lib/cni", "/opt/cni");
+    root.write("/etc/containerd/config.toml", &main);
+    let text = succeeded(&root.install(&[]));
+    assert!(text.contains("replaced"), "{text}");
+    assert_eq!(root.read("/usr/local/bin/portcullisd"), "portcullisd 2");
+    assert!(root.read("/etc/containerd/conf.d/portcullis.toml").contains("bin_dir = \"/opt/cni\""));
+    let output = root.run(&["uninstall"]);
+    succeeded(&output);
+    assert!(stderr(&output).contains("portcullis.toml was edited and stays"), "{}", stderr(&output));
+    assert_eq!(root.read("/etc/portcullis/policies/default.yaml"), "mine");
+    assert!(root.at("/etc/portcullis/portcullis.toml").exists());
+    assert!(!root.at("/usr/local/bin/portcullisd").exists());
+    assert!(!root.read("/etc/containerd/config.toml").contains("imports"));
+}
+
+#[test]
+fn no_container_is_left_without_its_shim() {
+    let root = Root::new(Some(MAIN));
+    succeeded(&root.install(&[]));
+    let installed = root.files();
+    let bundle = "/run/containerd/io.containerd.runtime.v2.task/k8s.io/web";
+    root.write(&format!("{bundle}/shim-binary-path"), "/usr/local/bin/containerd-shim-portcullis-v1");
+    let output = root.run(&["uninstall"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("1 containers run under the shim") && stderr(&output).contains("k8s.io/web"));
+    assert_eq!(root.files(), installed);
+}
+
+#[test]
+fn what_is_missing_is_named_before_anything_is_written() {
+    let root = Root::new(Some(MAIN));
+    fs::remove_file(root.at("/new/portcullisd")).unwrap();
+    let before = root.files();
+    let output = root.install(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("new/portcullisd: say --from DIR"), "{}", stderr(&output));
+    let old = Root::new(Some("disabled_plugins = []\n"));
+    assert!(stderr(&old.install(&[])).contains("containerd config migrate"));
+    assert_eq!(root.files(), before);
+    assert_eq!(root.install(&["--handler", "a b"]).status.code(), Some(2));
+    let json = Root::new(None);
+    let output = json.install(&["--containerd-version", "2", "-o", "json"]);
+    let outcome: serde_json::Value = serde_json::from_str(&succeeded(&output)).unwrap();
+    assert_eq!(outcome["files"][0]["change"], "created");
+    assert!(json.read("/etc/containerd/config.toml").contains("version = 3"));
+}
