@@ -140,15 +140,7 @@ impl App {
             store.clone(),
             Arc::clone(&counters),
         );
-        let expiry = async move {
-            let mut ticks = interval(EXPIRE_INTERVAL);
-            loop {
-                ticks.tick().await;
-                if sender.send(Command::Expire).await.is_err() {
-                    return;
-                }
-            }
-        };
+        let expiry = expire(sender.clone());
         let forgetting = forget_unused_contents(pins);
         let facts = NodeFacts {
             backend: signal::backend(Some(kernel::published(backend))),
@@ -159,6 +151,7 @@ impl App {
         };
         let sources = Sources {
             store,
+            sender,
             containers,
             kernel: kernel as Arc<dyn api::KernelCounters>,
             counters,
@@ -218,10 +211,11 @@ impl App {
                 task.abort();
                 let _ = task.await;
             }
-            let _ = tokio::task::spawn_blocking(|| self.store_thread.join()).await;
+            // It can send to the store, whose thread ends when nobody can any more.
             if let Some(server) = self.server {
                 let _ = server.await;
             }
+            let _ = tokio::task::spawn_blocking(|| self.store_thread.join()).await;
         };
         if timeout(STOP_TIMEOUT, flow).await.is_err() {
             tracing::warn!("not everything ended in time");
@@ -260,6 +254,17 @@ fn reload_on_changes(mut changes: Changes, enforcement: Enforcement, counters: A
     let thread = thread::Builder::new().name("changes".to_owned());
     thread.spawn(reload).context("starting the thread that watches policies and catalogue")?;
     Ok(())
+}
+
+/// Applies retention by age.
+async fn expire(sender: store::Sender) {
+    let mut ticks = interval(EXPIRE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if sender.send(Command::Expire).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Removes what shims have learnt of images that are no longer used.

@@ -11,7 +11,7 @@ use crate::{
     install::{Install, Uninstall},
     man, mode,
     output::{Format, Screen},
-    policy, signals,
+    policy, signals, triage,
 };
 
 /// Network utilities in containers: what was found on this node, what is guarded, what the node can do.
@@ -52,6 +52,7 @@ impl Global {
 pub enum Command {
     Check(check::Args),
     Signals(signals::Args),
+    Triage(triage::Args),
     Containers(containers::Args),
     Policy(policy::Args),
     Mode(mode::Args),

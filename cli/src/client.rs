@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use portcullis_proto::v1::{
     container_service_client::ContainerServiceClient, containment_service_client::ContainmentServiceClient,
     node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient,
-    signal_service_client::SignalServiceClient,
+    signal_service_client::SignalServiceClient, triage_service_client::TriageServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::{
@@ -110,6 +110,11 @@ impl Agent {
     /// The service of containment.
     pub fn containment(&self) -> ContainmentServiceClient<Channel> {
         ContainmentServiceClient::new(self.channel.clone())
+    }
+
+    /// The service of triage.
+    pub fn triage(&self) -> TriageServiceClient<Channel> {
+        TriageServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
     /// The service of the node.

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`args`] | the command line as a whole; each verb defines its own part |
 //! | [`check`] | `check`: the node looked at from here, with or without the agent |
-//! | [`signals`] | `signals list`, `get`, `watch` |
+//! | [`signals`] | `signals list`, `get`, `watch`, `summarize` |
+//! | [`triage`] | `triage set` |
 //! | [`containers`] | `containers list` |
 //! | [`policy`] | `policy list`, `get`, `apply`, `delete`, `explain`, `report`, `suggest`, `validate`, `schema` |
 //! | [`mode`] | `mode`: detect or enforce, at run time |
@@ -35,6 +36,7 @@ mod policy;
 mod signals;
 mod table;
 mod time;
+mod triage;
 mod view;
 
 use std::process::ExitCode;
@@ -61,6 +63,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Check(verb) => return runtime()?.block_on(verb.run(&global)),
         Command::Signals(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Containers(verb) => runtime()?.block_on(verb.run(&global))?,
+        Command::Triage(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Contain(verb) => runtime()?.block_on(verb.run(&global))?,
         Command::Release(verb) => runtime()?.block_on(verb.run(&global))?,
     }

@@ -1,5 +1,7 @@
 //! Times: always UTC, so that what two nodes print can be compared.
 
+use std::time::Duration;
+
 use jiff::{Span, SpanRelativeTo, Timestamp};
 use serde::{Serialize, Serializer};
 
@@ -54,6 +56,13 @@ impl Time {
     }
 }
 
+/// What `--bucket` takes: how long.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let span = text.parse::<Span>().ok().and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
+    let duration = span.and_then(|duration| Duration::try_from(duration).ok());
+    duration.ok_or_else(|| "not how long (90s, 15m, 1h, 7d)".to_owned())
+}
+
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.full())
@@ -70,6 +79,15 @@ mod tests {
         assert_eq!(time.short(), "2023-11-14T22:13:20Z");
         assert_eq!(time.full(), "2023-11-14T22:13:20.000000005Z");
         assert_eq!(Time::from_proto(&prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }), None);
+    }
+
+    #[test]
+    fn reads_durations() {
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("1d"), Ok(Duration::from_secs(86400)));
+        for senseless in ["", "-1h", "12", "1 month"] {
+            assert!(parse_duration(senseless).is_err(), "{senseless}");
+        }
     }
 
     #[test]

@@ -104,6 +104,16 @@ words! {
     }
 }
 words! {
+    /// What people make of a signal.
+    TriageState {
+        Open = "open",
+        Expected = "expected",
+        Investigating = "investigating",
+        Contained = "contained",
+        Resolved = "resolved"
+    }
+}
+words! {
     /// How a process came to be in its container.
     Origin { Container = "container", ExecSession = "exec_session", Probe = "probe" }
 }
@@ -169,6 +179,7 @@ pub struct Signal {
     pub remote: Option<Endpoint>,
     pub related: Vec<u64>,
     pub operation: Option<Operation>,
+    pub triage: Option<Triage>,
     pub count: u64,
     pub last_time: Option<Time>,
     pub occurrences: Vec<Occurrence>,
@@ -195,12 +206,36 @@ pub struct SuppressedCount {
 }
 
 /// What has become of a signal since it was stored.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SignalUpdate {
     pub id: u64,
     pub count: u64,
     pub last_time: Option<Time>,
+    pub triage: Option<Triage>,
+}
+
+/// What people make of a signal.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Triage {
+    pub state: TriageState,
+    pub note: String,
+    pub author: String,
+    pub caller: Option<Caller>,
+    pub time: Option<Time>,
+    pub earlier: Vec<Triage>,
+}
+
+/// Signals that a watch has not shown.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOut {
+    pub first_id: u64,
+    pub last_id: u64,
+    /// Unknown for a gap.
+    pub signals: Option<u64>,
+    pub reason: String,
 }
 
 /// What an operator asked for.
@@ -396,6 +431,7 @@ impl From<v1::Signal> for Signal {
             remote: signal.remote.map(|remote| Endpoint { address: remote.address, port: remote.port }),
             related: signal.related,
             operation: signal.operation.map(Into::into),
+            triage: signal.triage.map(Into::into),
             count: signal.count,
             last_time: time(signal.last_time),
             occurrences: signal.occurrences.into_iter().map(Into::into).collect(),
@@ -409,7 +445,7 @@ impl From<v1::Operation> for Operation {
         Self {
             measures: operation.measures().map(Into::into).collect(),
             pid: operation.pid,
-            caller: operation.caller.map(|v1::Caller { uid, gid, pid }| Caller { uid, gid, pid }),
+            caller: operation.caller.map(Into::into),
             error: operation.error,
         }
     }
@@ -434,7 +470,44 @@ impl From<v1::SuppressedCount> for SuppressedCount {
 
 impl From<v1::SignalUpdate> for SignalUpdate {
     fn from(update: v1::SignalUpdate) -> Self {
-        Self { id: update.id, count: update.count, last_time: time(update.last_time) }
+        Self {
+            id: update.id,
+            count: update.count,
+            last_time: time(update.last_time),
+            triage: update.triage.map(Into::into),
+        }
+    }
+}
+
+impl From<v1::Triage> for Triage {
+    fn from(triage: v1::Triage) -> Self {
+        Self {
+            state: triage.state().into(),
+            note: triage.note,
+            author: triage.author,
+            caller: triage.caller.map(Into::into),
+            time: time(triage.time),
+            earlier: triage.earlier.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<v1::Caller> for Caller {
+    fn from(v1::Caller { uid, gid, pid }: v1::Caller) -> Self {
+        Self { uid, gid, pid }
+    }
+}
+
+impl From<v1::WatchGap> for LeftOut {
+    fn from(gap: v1::WatchGap) -> Self {
+        Self { first_id: gap.first_id, last_id: gap.last_id, signals: None, reason: gap.reason }
+    }
+}
+
+impl From<v1::WatchThrottled> for LeftOut {
+    fn from(throttled: v1::WatchThrottled) -> Self {
+        let v1::WatchThrottled { signals, first_id, last_id } = throttled;
+        Self { first_id, last_id, signals: Some(signals), reason: "--max-per-second".to_owned() }
     }
 }
 

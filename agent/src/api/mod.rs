@@ -2,7 +2,7 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`signals`], [`containers`], [`containment`], [`node`], [`policies`] | one service each |
+//! | [`signals`], [`containers`], [`containment`], [`node`], [`policies`], [`triage`] | one service each |
 //! | [`explain`] | what would come of an execution: question and answer |
 //! | [`watch`] | the stream of signals |
 //! | [`page`] | page tokens |
@@ -20,6 +20,7 @@ mod policies;
 mod signals;
 pub mod socket;
 mod status;
+mod triage;
 mod watch;
 
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use portcullis_policy::yaml;
 use portcullis_proto::v1::{
     self, container_service_server::ContainerServiceServer, containment_service_server::ContainmentServiceServer,
     node_service_server::NodeServiceServer, policy_service_server::PolicyServiceServer,
-    signal_service_server::SignalServiceServer,
+    signal_service_server::SignalServiceServer, triage_service_server::TriageServiceServer,
 };
 use tokio::{net::UnixListener, sync};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -37,9 +38,14 @@ use tonic::transport::Server;
 
 use self::{
     containers::ContainerApi, containment::ContainmentApi, node::NodeApi, policies::PolicyApi, signals::SignalApi,
+    triage::TriageApi,
 };
 use crate::{
-    containers::Containers, containment::Containment, counters::Counters, enforcement::Enforcement, store::Store,
+    containers::Containers,
+    containment::Containment,
+    counters::Counters,
+    enforcement::Enforcement,
+    store::{Sender, Store},
 };
 
 /// Bytes of a request; the largest is a filter.
@@ -77,6 +83,8 @@ pub struct NodeFacts {
 pub struct Sources {
     /// Signals.
     pub store: Store,
+    /// What is to be changed of them.
+    pub sender: Sender,
     /// Containers.
     pub containers: Containers,
     /// Kernel counters.
@@ -114,6 +122,7 @@ pub async fn serve(
     reporter.set_serving::<ContainmentServiceServer<ContainmentApi>>().await;
     reporter.set_serving::<NodeServiceServer<NodeApi>>().await;
     reporter.set_serving::<PolicyServiceServer<PolicyApi>>().await;
+    reporter.set_serving::<TriageServiceServer<TriageApi>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(portcullis_proto::FILE_DESCRIPTOR_SET)
@@ -121,6 +130,7 @@ pub async fn serve(
     };
     let policies = PolicyApi::new(sources.enforcement.clone(), sources.containers.clone(), sources.facts.backend);
     let signals = SignalApi::new(sources.store.clone(), shutdown.clone());
+    let triage = TriageApi { store: sources.store.clone(), sender: sources.sender.clone() };
     let mut stopped = shutdown.clone();
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
@@ -129,6 +139,7 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha()?)
         .add_service(SignalServiceServer::new(signals).max_decoding_message_size(MAX_REQUEST))
         .add_service(ContainerServiceServer::new(ContainerApi(sources.clone())).max_decoding_message_size(MAX_REQUEST))
+        .add_service(TriageServiceServer::new(triage).max_decoding_message_size(MAX_REQUEST))
         .add_service(PolicyServiceServer::new(policies).max_decoding_message_size(MAX_POLICY_REQUEST))
         .add_service(
             ContainmentServiceServer::new(ContainmentApi(sources.containment.clone()))

@@ -14,7 +14,7 @@ pub struct NodeApi(pub Sources);
 #[tonic::async_trait]
 impl NodeService for NodeApi {
     async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
-        let Sources { store, containers, kernel, counters, facts, enforcement, containment: _ } = &self.0;
+        let Sources { store, containers, kernel, counters, facts, enforcement, containment: _, sender: _ } = &self.0;
         let (mut guarded, mut unguarded) = (0, 0);
         for container in containers.all().into_values().filter(|container| container.ended_ns.is_none()) {
             match container.record.guard {

@@ -1,20 +1,25 @@
 //! `SignalService`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use portcullis_proto::v1::{
     GetSignalRequest, GetSignalResponse, ListSignalsRequest, ListSignalsResponse, SummarizeSignalsRequest,
-    SummarizeSignalsResponse, WatchSignalsRequest, WatchSignalsResponse, signal_service_server::SignalService,
+    SummarizeSignalsResponse, SummaryKey, WatchSignalsRequest, WatchSignalsResponse,
+    signal_service_server::SignalService,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{
-    page::{self, Token},
+    page::{self, Order, Token},
     watch::{MAX_WATCHERS, Watcher},
 };
-use crate::store::{Store, filter::Filter, reader::Range};
+use crate::store::{Store, StoreError, filter::Filter, summary::Grouping};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// The service.
 pub struct SignalApi {
@@ -37,16 +42,11 @@ impl SignalService for SignalApi {
     ) -> Result<Response<ListSignalsResponse>, Status> {
         let request = request.into_inner();
         let filter = Filter::new(request.filter.as_ref())?;
-        let token = Token::decode(&request.page_token, &filter, request.oldest_first)?;
-        let range = match (request.oldest_first, token) {
-            (false, None) => Range::Before(u64::MAX),
-            (false, Some(token)) => Range::Before(token.last_id),
-            (true, None) => Range::After(0, u64::MAX),
-            (true, Some(token)) => Range::After(token.last_id, u64::MAX),
-        };
+        let order = Order::new(request.order, request.oldest_first)?;
+        let range = order.range(Token::decode(&request.page_token, &filter, order)?);
         let page = self.store.readers().page(filter.clone(), range, page::size(request.page_size)).await?;
         let next_page_token = match page.next {
-            Some(last_id) => Token { last_id }.encode(&filter, request.oldest_first),
+            Some((key, last_id)) => Token { key, last_id }.encode(&filter, order),
             None => String::new(),
         };
         Ok(Response::new(ListSignalsResponse { signals: page.signals, next_page_token }))
@@ -56,15 +56,31 @@ impl SignalService for SignalApi {
         let id = request.into_inner().id;
         match self.store.readers().signal(id).await? {
             Some(signal) => Ok(Response::new(GetSignalResponse { signal: Some(signal) })),
-            None => Err(Status::not_found(format!("there is no signal {id}; retention may have removed it"))),
+            None => Err(StoreError::NoSignal { id }.into()),
         }
     }
 
     async fn summarize_signals(
         &self,
-        _request: Request<SummarizeSignalsRequest>,
+        request: Request<SummarizeSignalsRequest>,
     ) -> Result<Response<SummarizeSignalsResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let request = request.into_inner();
+        let filter = Filter::new(request.filter.as_ref())?;
+        let keys = request.group_by.iter().map(|key| match SummaryKey::try_from(*key) {
+            Ok(SummaryKey::Unspecified) | Err(_) => {
+                Err(Status::invalid_argument(format!("group_by has the unknown value {key}")))
+            }
+            Ok(key) => Ok(key),
+        });
+        let bucket = match request.bucket {
+            None => HOUR,
+            Some(bucket) => Duration::try_from(bucket)
+                .ok()
+                .filter(|bucket| (MINUTE..=YEAR).contains(bucket))
+                .ok_or_else(|| Status::invalid_argument("bucket is shorter than a minute or longer than a year"))?,
+        };
+        let grouping = Grouping { keys: keys.collect::<Result<_, _>>()?, bucket, limit: page::size(request.limit) };
+        Ok(Response::new(self.store.readers().summary(filter, grouping).await?))
     }
 
     type WatchSignalsStream = ReceiverStream<Result<WatchSignalsResponse, Status>>;
@@ -75,9 +91,8 @@ impl SignalService for SignalApi {
     ) -> Result<Response<Self::WatchSignalsStream>, Status> {
         let request = request.into_inner();
         let filter = Filter::new(request.filter.as_ref())?;
-        let (after_id, after_revision) = (request.after_id, request.after_revision);
         let (shutdown, watchers) = (self.shutdown.clone(), Arc::clone(&self.watchers));
-        let watcher = Watcher::new(&self.store, filter, after_id, after_revision, shutdown, watchers).await?;
+        let watcher = Watcher::new(&self.store, filter, &request, shutdown, watchers).await?;
         Ok(Response::new(watcher.spawn()))
     }
 }

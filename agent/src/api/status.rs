@@ -2,7 +2,10 @@
 
 use tonic::{Code, Status};
 
-use super::{page::TokenError, watch::WatchError};
+use super::{
+    page::{OrderError, TokenError},
+    watch::WatchError,
+};
 use crate::{
     containerd::ContainerdError,
     containment::{self, ContainmentError},
@@ -22,6 +25,12 @@ impl From<TokenError> for Status {
     }
 }
 
+impl From<OrderError> for Status {
+    fn from(error: OrderError) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+}
+
 impl From<WatchError> for Status {
     fn from(error: WatchError) -> Self {
         match error {
@@ -36,7 +45,10 @@ impl From<StoreError> for Status {
     fn from(error: StoreError) -> Self {
         let status = match error {
             StoreError::Closed => return Self::unavailable(error.to_string()),
+            StoreError::TooMuch => return Self::resource_exhausted(error.to_string()),
+            StoreError::NoSignal { .. } => return Self::not_found(error.to_string()),
             StoreError::Body { .. } => Self::data_loss(error.to_string()),
+            StoreError::Write(_) => Self::internal("the signal store can't be written; the agent's log says why"),
             _ => Self::internal("the signal store can't be read; the agent's log says why"),
         };
         // The causes are for the node's operator.

@@ -7,10 +7,12 @@ use portcullis_bpf::abi;
 use portcullis_proto::v1::{
     ApplyPolicyRequest, ContainRequest, Container, ContainerReference, Containment as InEffect, DeletePolicyRequest,
     ExplainPolicyRequest, GetPolicyRequest, GetSignalRequest, GetStatusRequest, ListContainersRequest,
-    ListPoliciesRequest, ListSignalsRequest, Measure, PolicyChange, ReleaseRequest, SetModeRequest, Signal,
-    SignalFilter, Tool, WatchSignalsRequest, container_service_client::ContainerServiceClient,
+    ListPoliciesRequest, ListSignalsRequest, Measure, PolicyChange, ReleaseRequest, SetModeRequest,
+    SetTriageStateRequest, Signal, SignalFilter, SignalOrder, SummarizeSignalsRequest, SummaryKey, Tool, TriageState,
+    WatchSignalsRequest, container_service_client::ContainerServiceClient,
     containment_service_client::ContainmentServiceClient, node_service_client::NodeServiceClient,
     policy_service_client::PolicyServiceClient, set_mode_request::Target, signal_service_client::SignalServiceClient,
+    triage_service_client::TriageServiceClient,
 };
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 use tonic::{
@@ -75,6 +77,7 @@ fn bed() -> Bed {
     let sources = Sources {
         containment,
         store,
+        sender: sender.clone(),
         enforcement: testing::enforcement_with(directory.path(), &containers, Arc::clone(&tables), Arc::default()),
         containers,
         kernel: Arc::new(NoKernel),
@@ -236,6 +239,194 @@ async fn a_watch_tells_of_repeats() {
     let mut stream = client.watch_signals(request).await.unwrap().into_inner();
     repeat(1, 7).await;
     assert_eq!(stream.message().await.unwrap().unwrap().update.unwrap().count, 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn people_say_what_they_make_of_signals() {
+    let bed = bed();
+    for number in 1..=3 {
+        bed.put(number, "nc").await;
+    }
+    bed.stored(3).await;
+    let mut signals = bed.signals().await;
+    let mut triage = TriageServiceClient::new(bed.channel().await);
+    let request = WatchSignalsRequest { after_id: Some(0), ..WatchSignalsRequest::default() };
+    let mut stream = signals.watch_signals(request).await.unwrap().into_inner();
+    for _ in 0..3 {
+        assert!(stream.message().await.unwrap().unwrap().signal.unwrap().triage.is_none());
+    }
+    let set = |ids: &[u64], state: TriageState, note: &str| SetTriageStateRequest {
+        signal_ids: ids.to_vec(),
+        state: state.into(),
+        note: note.into(),
+        author: String::new(),
+    };
+    let missing = triage.set_triage_state(set(&[1, 99], TriageState::Expected, "")).await.unwrap_err();
+    assert_eq!((missing.code(), missing.message().contains("no signal 99")), (Code::NotFound, true));
+    for (state, note) in [(TriageState::Investigating, "mine"), (TriageState::Resolved, "a cron job")] {
+        let answer = triage.set_triage_state(set(&[2, 1, 2], state, note)).await.unwrap().into_inner();
+        assert_eq!(answer.signals.iter().map(|signal| signal.id).collect::<Vec<_>>(), [1, 2]);
+    }
+    let signal = signals.get_signal(GetSignalRequest { id: 1 }).await.unwrap().into_inner().signal.unwrap();
+    let now = signal.triage.unwrap();
+    assert_eq!((now.state(), now.note.as_str()), (TriageState::Resolved, "a cron job"));
+    let uid = now.caller.unwrap().uid;
+    assert_eq!(now.author, format!("uid {uid}"));
+    assert_eq!((now.earlier.len(), now.earlier[0].note.as_str()), (1, "mine"), "what failed has left nothing");
+    let mut told = Vec::new();
+    // Of two changes in a moment the first may never be told.
+    while told.last() != Some(&(2, i32::from(TriageState::Resolved))) {
+        let update =
+            timeout(Duration::from_secs(20), stream.message()).await.unwrap().unwrap().unwrap().update.unwrap();
+        told.push((update.id, update.triage.unwrap().state));
+    }
+    assert!(told.contains(&(1, TriageState::Resolved.into())), "{told:?}");
+    let list = async |states: &[TriageState]| {
+        let triage_states = states.iter().map(|state| (*state).into()).collect();
+        let filter = Some(SignalFilter { triage_states, ..SignalFilter::default() });
+        let page =
+            bed.signals().await.list_signals(ListSignalsRequest { filter, ..ListSignalsRequest::default() }).await;
+        page.unwrap().into_inner().signals
+    };
+    assert_eq!(list(&[TriageState::Open]).await.iter().map(|signal| signal.id).collect::<Vec<_>>(), [3]);
+    let resolved = list(&[TriageState::Resolved, TriageState::Contained]).await;
+    assert_eq!(resolved.iter().map(|signal| signal.id).collect::<Vec<_>>(), [2, 1]);
+    assert!(resolved[0].triage.as_ref().unwrap().earlier.is_empty(), "lists are short");
+    for (ids, state, note) in [
+        (&[][..], TriageState::Open, String::new()),
+        (&[1], TriageState::Unspecified, String::new()),
+        (&[1], TriageState::Open, "x".repeat(5000)),
+    ] {
+        let refused = triage.set_triage_state(set(ids, state, &note)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn summaries_count_what_is_alike() {
+    let bed = bed();
+    for number in 0..30 {
+        bed.put(number, if number % 10 == 9 { "dig" } else { "nc" }).await;
+    }
+    bed.stored(30).await;
+    let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: 9 };
+    let changed = Signal { count: 100, last_time: Some(timestamp(now_ns())), ..Signal::default() };
+    bed.sender.send(Command::Update(Update::new(origin, 99, &changed))).await.unwrap();
+    bed.sources.store.revision().wait_for(|revision| *revision > 0).await.unwrap();
+    let mut client = bed.signals().await;
+    let mut ask = async |group_by: &[SummaryKey], expression: &str, limit| {
+        let request = SummarizeSignalsRequest {
+            filter: Some(SignalFilter { expression: expression.into(), ..SignalFilter::default() }),
+            group_by: group_by.iter().map(|key| (*key).into()).collect(),
+            bucket: None,
+            limit,
+        };
+        client.summarize_signals(request).await
+    };
+    for expression in ["", "signal.id > 0u"] {
+        let answer = ask(&[SummaryKey::Tool], expression, 0).await.unwrap().into_inner();
+        let told: Vec<_> =
+            answer.groups.iter().map(|group| (group.tool.as_str(), group.signals, group.count)).collect();
+        assert_eq!(told, [("dig", 3, 102), ("nc", 27, 27)], "{expression}");
+        assert!(answer.groups[0].category.is_empty() && answer.groups[0].bucket_start.is_none());
+    }
+    let answer = ask(&[SummaryKey::Tool, SummaryKey::Category], "", 1).await.unwrap().into_inner();
+    assert_eq!((answer.omitted_groups, answer.omitted_signals, answer.omitted_count), (1, 27, 27));
+    let answer = ask(&[SummaryKey::Time], "signal.tool.id == 'dig'", 0).await.unwrap().into_inner();
+    assert_eq!(answer.groups.iter().map(|group| group.signals).sum::<u64>(), 3);
+    assert!(answer.groups[0].bucket_start.is_some());
+    let answer = ask(&[], "", 0).await.unwrap().into_inner();
+    assert_eq!((answer.groups.len(), answer.groups[0].count), (1, 129));
+    assert_eq!(ask(&[SummaryKey::Unspecified], "", 0).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(ask(&[], "signal.", 0).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_have_other_orders_and_expressions() {
+    let bed = bed();
+    for number in 0..25 {
+        bed.put(number, if number % 10 == 9 { "dig" } else { "nc" }).await;
+    }
+    bed.stored(25).await;
+    for (number, count) in [(3, 7), (12, 7), (20, 9)] {
+        let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
+        let changed = Signal { count, last_time: Some(timestamp(now_ns())), ..Signal::default() };
+        bed.sender.send(Command::Update(Update::new(origin, 1, &changed))).await.unwrap();
+    }
+    let mut client = bed.signals().await;
+    let mut list = async |order: SignalOrder, expression: &str| {
+        let (mut ids, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = ListSignalsRequest {
+                filter: Some(SignalFilter { expression: expression.into(), ..SignalFilter::default() }),
+                page_size: 4,
+                page_token,
+                order: order.into(),
+                ..ListSignalsRequest::default()
+            };
+            let page = client.list_signals(request).await.unwrap().into_inner();
+            ids.extend(page.signals.iter().map(|signal| signal.id));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return ids;
+            }
+        }
+    };
+    // The updates are stored by the time that another signal is.
+    bed.put(25, "nc").await;
+    bed.stored(26).await;
+    let by_count = list(SignalOrder::Count, "").await;
+    assert_eq!((by_count.len(), &by_count[..4]), (26, &[21, 13, 4, 26][..]));
+    assert_eq!(list(SignalOrder::Count, "signal.count > 1u").await, [21, 13, 4]);
+    assert_eq!(list(SignalOrder::Severity, "").await, (1..=26).rev().collect::<Vec<_>>());
+    assert_eq!(list(SignalOrder::Unspecified, "signal.tool.id == 'dig'").await, [20, 10]);
+    assert_eq!(list(SignalOrder::Unspecified, "signal.container.id == 'x'").await, [0; 0], "it can't be evaluated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_is_told_what_it_missed() {
+    let bed = bed();
+    for number in 0..5 {
+        bed.put(number, "nc").await;
+    }
+    bed.stored(5).await;
+    let database = rusqlite::Connection::open(bed.directory.path().join("state").join(store::FILE_NAME)).unwrap();
+    database.execute("DELETE FROM signals WHERE id IN (1, 2, 4)", []).unwrap();
+    let request = WatchSignalsRequest { after_id: Some(0), ..WatchSignalsRequest::default() };
+    let mut stream = bed.signals().await.watch_signals(request).await.unwrap().into_inner();
+    let (mut gaps, mut ids) = (Vec::new(), Vec::new());
+    while ids.last() != Some(&5) {
+        let message = stream.message().await.unwrap().unwrap();
+        gaps.extend(message.gap.map(|gap| (gap.first_id, gap.last_id)));
+        ids.extend(message.signal.map(|signal| signal.id));
+    }
+    assert_eq!((gaps, ids), (vec![(1, 2), (4, 4)], vec![3, 5]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_gets_no_more_than_it_wants() {
+    const SIGNALS: u64 = 200;
+    let bed = bed();
+    for number in 0..SIGNALS {
+        bed.put(number, "nc").await;
+    }
+    bed.stored(SIGNALS).await;
+    let request = WatchSignalsRequest { after_id: Some(0), max_per_second: 10, ..WatchSignalsRequest::default() };
+    let mut stream = bed.signals().await.watch_signals(request).await.unwrap().into_inner();
+    let (mut got, mut left_out, mut next) = (0, 0, 1);
+    while got + left_out < SIGNALS {
+        let message = timeout(Duration::from_secs(20), stream.message()).await.unwrap().unwrap().unwrap();
+        if let Some(signal) = message.signal {
+            assert_eq!(signal.id, next);
+            (got, next) = (got + 1, next + 1);
+        }
+        if let Some(throttled) = message.throttled {
+            assert_eq!(throttled.first_id, next);
+            assert_eq!(throttled.last_id, next + throttled.signals - 1);
+            (left_out, next) = (left_out + throttled.signals, throttled.last_id + 1);
+        }
+    }
+    assert!(got >= 10 && left_out > 0, "{got} {left_out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,8 +4,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use portcullis_proto::v1::WatchSignalsResponse;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use portcullis_proto::v1::{Signal, WatchSignalsRequest, WatchSignalsResponse, WatchThrottled};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{Instant, sleep_until},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -17,6 +20,7 @@ pub const MAX_WATCHERS: usize = 64;
 const PAGE: usize = 64;
 /// How long an id may be ahead of the newest one: a client can have read it the moment it was committed.
 const AHEAD: Duration = Duration::from_secs(1);
+const SECOND: Duration = Duration::from_secs(1);
 /// Signals on their way to the client.
 const QUEUE: usize = 8;
 
@@ -47,6 +51,7 @@ pub struct Watcher {
     /// Of changes.
     revision: u64,
     newest_revision: watch::Receiver<u64>,
+    throttle: Throttle,
     last_id: watch::Receiver<u64>,
     shutdown: watch::Receiver<bool>,
     _permit: OwnedSemaphorePermit,
@@ -57,23 +62,23 @@ impl Watcher {
     pub async fn new(
         store: &Store,
         filter: Filter,
-        after_id: Option<u64>,
-        after_revision: Option<u64>,
+        request: &WatchSignalsRequest,
         shutdown: watch::Receiver<bool>,
         watchers: Arc<Semaphore>,
     ) -> Result<Self, WatchError> {
         let permit = watchers.try_acquire_owned().map_err(|_| WatchError::TooMany)?;
         let mut last_id = store.last_id();
-        let cursor = after_id.unwrap_or_else(|| *last_id.borrow());
+        let cursor = request.after_id.unwrap_or_else(|| *last_id.borrow());
         if tokio::time::timeout(AHEAD, last_id.wait_for(|last| *last >= cursor)).await.is_err() {
             return Err(WatchError::Ahead { after_id: cursor, last_id: *store.last_id().borrow() });
         }
         let newest_revision = store.revision();
         let newest = *newest_revision.borrow();
         // One from a store that was replaced since may be greater.
-        let revision = after_revision.unwrap_or(newest).min(newest);
+        let revision = request.after_revision.unwrap_or(newest).min(newest);
         let store = store.clone();
-        Ok(Self { store, filter, cursor, revision, newest_revision, last_id, shutdown, _permit: permit })
+        let throttle = Throttle::new(request.max_per_second);
+        Ok(Self { store, filter, cursor, revision, newest_revision, throttle, last_id, shutdown, _permit: permit })
     }
 
     /// Starts streaming.
@@ -105,16 +110,25 @@ impl Watcher {
                 Ok(page) => page,
                 Err(error) => return Some(error.into()),
             };
-            for signal in page.signals {
-                if sender
-                    .send(Ok(WatchSignalsResponse { signal: Some(signal), ..WatchSignalsResponse::default() }))
-                    .await
-                    .is_err()
-                {
+            let end = page.next.map_or(newest, |(_, id)| id);
+            let gaps = match self.store.readers().gaps(self.cursor, end).await {
+                Ok(gaps) => gaps,
+                Err(error) => return Some(error.into()),
+            };
+            for gap in gaps {
+                let gap = WatchSignalsResponse { gap: Some(gap), ..WatchSignalsResponse::default() };
+                if sender.send(Ok(gap)).await.is_err() {
                     return None;
                 }
             }
-            self.cursor = page.next.unwrap_or(newest);
+            for signal in page.signals {
+                for message in self.throttle.pass(signal) {
+                    if sender.send(Ok(message)).await.is_err() {
+                        return None;
+                    }
+                }
+            }
+            self.cursor = end;
             if page.next.is_some() {
                 continue;
             }
@@ -123,28 +137,86 @@ impl Watcher {
                 Ok(changes) => changes,
                 Err(error) => return Some(error.into()),
             };
-            let last = changes.updates.last().map(|update| update.revision);
             for update in changes.updates {
-                if sender
-                    .send(Ok(WatchSignalsResponse { update: Some(update), ..WatchSignalsResponse::default() }))
-                    .await
-                    .is_err()
-                {
+                let update = WatchSignalsResponse { update: Some(update), ..WatchSignalsResponse::default() };
+                if sender.send(Ok(update)).await.is_err() {
                     return None;
                 }
             }
             if changes.more {
-                self.revision = last.unwrap_or(newest_revision);
+                self.revision = changes.last.unwrap_or(newest_revision);
                 continue;
             }
             self.revision = newest_revision;
             let changed = tokio::select! {
                 changed = self.last_id.changed() => changed,
                 changed = self.newest_revision.changed() => changed,
+                () = self.throttle.due() => {
+                    if let Some(left_out) = self.throttle.take()
+                        && sender.send(Ok(left_out)).await.is_err()
+                    {
+                        return None;
+                    }
+                    Ok(())
+                }
             };
             if changed.is_err() {
                 return Some(WatchError::Stopping.into());
             }
         }
     }
+}
+
+/// How many signals a client wants a second, and what it has not got because of that.
+struct Throttle {
+    /// None: as many as there are.
+    per_second: Option<u32>,
+    /// Signals that may pass until `until`.
+    left: u32,
+    until: Instant,
+    left_out: WatchThrottled,
+}
+
+impl Throttle {
+    fn new(max_per_second: u32) -> Self {
+        let per_second = (max_per_second > 0).then_some(max_per_second);
+        Self { per_second, left: max_per_second, until: Instant::now() + SECOND, left_out: WatchThrottled::default() }
+    }
+
+    /// What the client gets of a signal: first what was left out before it, then itself, or nothing.
+    fn pass(&mut self, signal: Signal) -> Vec<WatchSignalsResponse> {
+        let Some(per_second) = self.per_second else { return vec![of(signal)] };
+        let now = Instant::now();
+        if now >= self.until {
+            (self.left, self.until) = (per_second, now + SECOND);
+        }
+        if self.left > 0 {
+            self.left -= 1;
+            return self.take().into_iter().chain([of(signal)]).collect();
+        }
+        if self.left_out.signals == 0 {
+            self.left_out.first_id = signal.id;
+        }
+        self.left_out.signals += 1;
+        self.left_out.last_id = signal.id;
+        Vec::new()
+    }
+
+    /// When what was left out is to be told at the latest.
+    async fn due(&self) {
+        if self.left_out.signals == 0 {
+            return std::future::pending().await;
+        }
+        sleep_until(self.until).await;
+    }
+
+    fn take(&mut self) -> Option<WatchSignalsResponse> {
+        let left_out = std::mem::take(&mut self.left_out);
+        let throttled = (left_out.signals > 0).then_some(left_out)?;
+        Some(WatchSignalsResponse { throttled: Some(throttled), ..WatchSignalsResponse::default() })
+    }
+}
+
+fn of(signal: Signal) -> WatchSignalsResponse {
+    WatchSignalsResponse { signal: Some(signal), ..WatchSignalsResponse::default() }
 }

@@ -1,18 +1,32 @@
 //! A request's filter: checked once, then SQL. Only values come from the request, never SQL.
 
-use portcullis_proto::v1::{Severity, SignalFilter, Verdict};
+use portcullis_proto::v1::{Severity, SignalFilter, TriageState, Verdict};
 use prost::Message;
 use rusqlite::types::Value;
 use sha2::{Digest, Sha256};
 
+use super::{
+    expression::{Expression, ExpressionError},
+    triage,
+};
 use crate::clock;
 
+/// All that a signal can be in.
+const STATES: [TriageState; 5] = [
+    TriageState::Open,
+    TriageState::Expected,
+    TriageState::Investigating,
+    TriageState::Contained,
+    TriageState::Resolved,
+];
+
 /// A filter that makes sense.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Filter {
     conditions: Vec<&'static str>,
     /// One for each `?`.
     values: Vec<Value>,
+    expression: Option<Expression>,
     fingerprint: u64,
 }
 
@@ -33,6 +47,9 @@ pub enum FilterError {
         /// Which field.
         field: &'static str,
     },
+    /// An expression that can't be used.
+    #[error(transparent)]
+    Expression(#[from] ExpressionError),
 }
 
 impl Filter {
@@ -40,7 +57,7 @@ impl Filter {
     pub fn new(filter: Option<&SignalFilter>) -> Result<Self, FilterError> {
         let Some(filter) = filter else {
             let fingerprint = fingerprint(&SignalFilter::default());
-            return Ok(Self { conditions: Vec::new(), values: Vec::new(), fingerprint });
+            return Ok(Self { conditions: Vec::new(), values: Vec::new(), expression: None, fingerprint });
         };
         let verdict = Verdict::try_from(filter.verdict)
             .map_err(|_| FilterError::Unknown { field: "verdict", value: filter.verdict })?;
@@ -79,7 +96,27 @@ impl Filter {
             conditions.push("time_ns < ?");
             values.push(Value::from(ns("until", until)?));
         }
-        Ok(Self { conditions, values, fingerprint: fingerprint(filter) })
+        let states = STATES.map(|state| filter.triage_states.contains(&state.into()));
+        if let Some(unknown) = filter.triage_states.iter().find(|state| !STATES.map(i32::from).contains(state)) {
+            return Err(FilterError::Unknown { field: "triage_states", value: *unknown });
+        }
+        if states.contains(&true) {
+            // Five values, whatever was asked for: the text of the query stays the same.
+            conditions.push("coalesce(triage.state, ?) IN (?, ?, ?, ?, ?)");
+            values.push(Value::from(i32::from(triage::NONE)));
+            let value = |(state, wanted)| Value::from(if wanted { i32::from(state) } else { -1 });
+            values.extend(STATES.into_iter().zip(states).map(value));
+        }
+        let expression = match filter.expression.as_str() {
+            "" => None,
+            text => Some(Expression::new(text)?),
+        };
+        Ok(Self { conditions, values, expression, fingerprint: fingerprint(filter) })
+    }
+
+    /// What each row must satisfy besides the conditions.
+    pub(super) fn expression(&self) -> Option<&Expression> {
+        self.expression.as_ref()
     }
 
     /// Tells filters apart, in page tokens.

@@ -7,16 +7,22 @@
 //! | [`writer`] | the thread: batches, retries, then tells watchers the newest id |
 //! | [`retention`] | what goes when there is too much |
 //! | [`filter`] | a request's filter, checked and turned into SQL |
+//! | [`expression`] | a filter's CEL expression |
 //! | [`reader`] | queries |
+//! | [`summary`] | how many there are, by groups |
+//! | [`triage`] | what people make of signals |
 //!
 //! A batch is whatever has arrived while the batch before it was committed, so that a single signal is on disk at once and
 //! a flood costs few transactions. When the channel is full, senders wait: events then stay in the kernel's ring buffer.
 
 pub mod entry;
+pub mod expression;
 pub mod filter;
 pub mod reader;
 mod retention;
 mod schema;
+pub mod summary;
+mod triage;
 mod writer;
 
 use std::{
@@ -31,7 +37,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, watch};
+use portcullis_proto::v1::Triage;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
     entry::{Entry, Update},
@@ -85,6 +92,9 @@ pub enum StoreError {
     /// A query failed.
     #[error("reading signals")]
     Read(#[from] rusqlite::Error),
+    /// A change could not be written.
+    #[error("changing signals")]
+    Write(#[source] rusqlite::Error),
     /// A stored signal is not one.
     #[error("stored signal {id} can't be decoded")]
     Body {
@@ -96,6 +106,15 @@ pub enum StoreError {
     /// The writer's thread could not be started.
     #[error("starting the store's thread")]
     Thread(#[source] io::Error),
+    /// A request would look at too much.
+    #[error("the expression has to look at too many signals: narrow them by other fields, such as a time")]
+    TooMuch,
+    /// A signal that is not there, or not any more.
+    #[error("there is no signal {id}; retention may have removed it")]
+    NoSignal {
+        /// Its id.
+        id: u64,
+    },
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,
@@ -121,8 +140,18 @@ pub enum Command {
     Update(Update),
     /// Remember a container's image.
     Image(ContainerKey, String),
+    /// Give signals a state.
+    Triage(TriageChange),
     /// Apply retention by age.
     Expire,
+}
+
+/// What people make of some signals.
+#[derive(Debug)]
+pub struct TriageChange {
+    ids: Vec<u64>,
+    change: Triage,
+    answer: oneshot::Sender<Result<(), StoreError>>,
 }
 
 /// The way into the store. The writer ends when every sender is gone.
@@ -130,6 +159,13 @@ pub enum Command {
 pub struct Sender(mpsc::Sender<Command>);
 
 impl Sender {
+    /// Gives signals a state: all of them, or none if one of them is not there. When it returns it is on disk.
+    pub async fn set_triage(&self, ids: Vec<u64>, change: Triage) -> Result<(), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Triage(TriageChange { ids, change, answer })).await?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
     /// Hands a command over, waiting while the queue is full.
     pub async fn send(&self, command: Command) -> Result<(), StoreError> {
         self.0.send(command).await.map_err(|_| StoreError::Closed)

@@ -1,27 +1,47 @@
 //! Queries, on a few read-only connections; each runs on a thread that may block.
 
 use std::{
-    iter,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use portcullis_proto::v1::{Signal, SignalUpdate};
+use portcullis_proto::v1::{Signal, SignalUpdate, SummarizeSignalsResponse, Triage, WatchGap};
 use prost::Message;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params, params_from_iter, types::Value};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params, params_from_iter, types::Value};
 use tokio::sync::Semaphore;
 
-use super::{ContainerKey, StoreError, filter::Filter};
-use crate::clock::timestamp;
+use super::{
+    ContainerKey, StoreError,
+    filter::Filter,
+    summary::{self, Grouping},
+};
 
 /// Queries at a time; more wait.
 const CONNECTIONS: usize = 4;
 /// Encoded bytes after which a page ends. A client takes messages of 4 MB, and a signal is at most about 12 kB.
 const PAGE_BYTES: usize = 1 << 20;
+
+/// Rows that an expression looks at for one page, and how long it may take for that: then the page ends, full or not.
+const SCANNED_ROWS: usize = 20_000;
+const SCAN_TIME: Duration = Duration::from_millis(500);
+
+/// How long an expression may look at rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget(Instant);
+
+impl Budget {
+    pub(super) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(super) fn is_spent(self) -> bool {
+        self.0.elapsed() > SCAN_TIME
+    }
+}
 
 /// Where a page begins and which way it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +50,10 @@ pub enum Range {
     Before(u64),
     /// Ids above the first and up to the second, from the smallest up.
     After(u64, u64),
+    /// By severity and id, from the greatest down; those below the two.
+    BelowSeverity(i64, u64),
+    /// By count and id likewise.
+    BelowCount(i64, u64),
 }
 
 /// Some signals.
@@ -37,8 +61,8 @@ pub enum Range {
 pub struct Page {
     /// In the range's order.
     pub signals: Vec<Signal>,
-    /// The last id looked at, when the range may hold more.
-    pub next: Option<u64>,
+    /// The last one looked at, when the range may hold more: its severity or count, where that is the order, and its id.
+    pub next: Option<(i64, u64)>,
 }
 
 /// What has changed in signals that were stored before.
@@ -46,6 +70,8 @@ pub struct Page {
 pub struct Changes {
     /// By their revisions.
     pub updates: Vec<SignalUpdate>,
+    /// The newest revision looked at.
+    pub last: Option<u64>,
     /// Whether there may be more.
     pub more: bool,
 }
@@ -125,15 +151,22 @@ impl Readers {
         let Ok(key) = i64::try_from(id) else { return Ok(None) };
         self.run(move |connection| {
             connection
-                .prepare_cached(
-                    "SELECT signals.body, repeats.body FROM signals LEFT JOIN repeats USING (id) WHERE signals.id = ?1",
-                )?
-                .query_row([key], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Option<Vec<u8>>>(1)?)))
+                .prepare_cached(&format!("SELECT {WHOLE} FROM {TABLES} WHERE signals.id = ?1"))?
+                .query_row([key], |row| Ok(decode_row(row, 0)))
                 .optional()?
-                .map(|(body, changed)| decode(id, &body, changed.as_deref()))
                 .transpose()
         })
         .await
+    }
+
+    /// How many signals pass a filter, by groups.
+    pub async fn summary(&self, filter: Filter, grouping: Grouping) -> Result<SummarizeSignalsResponse, StoreError> {
+        self.run(move |connection| summary::summarize(connection, &filter, &grouping)).await
+    }
+
+    /// Ids above the first and up to the second that no signal has any more.
+    pub async fn gaps(&self, above: u64, up_to: u64) -> Result<Vec<WatchGap>, StoreError> {
+        self.run(move |connection| gaps(connection, above, up_to)).await
     }
 
     /// A container's image, if it was ever known.
@@ -156,16 +189,25 @@ fn open(path: &std::path::Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn decode(id: u64, body: &[u8], changed: Option<&[u8]>) -> Result<Signal, StoreError> {
+/// What [`decode_row`] reads, and from where.
+const WHOLE: &str = "signals.id, signals.body, repeats.body, triage.body";
+const TABLES: &str = "signals LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)";
+
+/// A whole signal from the four columns of [`WHOLE`] that begin at this one.
+pub(super) fn decode_row(row: &Row<'_>, first: usize) -> Result<Signal, StoreError> {
+    let id = u64::try_from(row.get::<_, i64>(first)?).unwrap_or_default();
+    let bytes = |column| row.get_ref(column)?.as_blob_or_null().map_err(rusqlite::Error::from);
     let mut signal = Signal::default();
     // What comes later holds; of lists, both: what changes is in the second alone.
-    for part in iter::once(body).chain(changed) {
+    for part in [bytes(first + 1)?, bytes(first + 2)?].into_iter().flatten() {
         signal.merge(part).map_err(|source| StoreError::Body { id, source })?;
     }
     signal.id = id;
     if signal.count == 0 {
         (signal.count, signal.last_time) = (1, signal.time);
     }
+    let triage = bytes(first + 3)?.map(Triage::decode).transpose();
+    signal.triage = triage.map_err(|source| StoreError::Body { id, source })?;
     Ok(signal)
 }
 
@@ -174,41 +216,100 @@ fn integer(number: u64) -> Value {
 }
 
 fn page(connection: &Connection, filter: &Filter, range: Range, limit: usize) -> Result<Page, StoreError> {
-    let (mut conditions, mut values, order) = match range {
-        Range::Before(below) => (vec!["signals.id < ?"], vec![integer(below)], "DESC"),
+    let (mut conditions, mut values, key, order) = match range {
+        Range::Before(below) => (vec!["signals.id < ?"], vec![integer(below)], "0", "signals.id DESC"),
         Range::After(above, up_to) => {
-            (vec!["signals.id > ?", "signals.id <= ?"], vec![integer(above), integer(up_to)], "ASC")
+            let values = vec![integer(above), integer(up_to)];
+            (vec!["signals.id > ?", "signals.id <= ?"], values, "0", "signals.id")
+        }
+        Range::BelowSeverity(severity, below) => {
+            let values = vec![Value::from(severity), integer(below)];
+            (vec!["(severity, signals.id) < (?, ?)"], values, "severity", "severity DESC, signals.id DESC")
+        }
+        Range::BelowCount(count, below) => {
+            let values = vec![Value::from(count), integer(below)];
+            (
+                vec!["(coalesce(count, 1), signals.id) < (?, ?)"],
+                values,
+                "coalesce(count, 1)",
+                "key DESC, signals.id DESC",
+            )
         }
     };
     let (filters, filter_values) = filter.conditions();
     conditions.extend(filters);
     values.extend_from_slice(filter_values);
-    let sql = format!(
-        "SELECT signals.id, signals.body, repeats.body FROM signals LEFT JOIN repeats USING (id) WHERE {} \
-         ORDER BY signals.id {order}",
-        conditions.join(" AND ")
-    );
+    let all = conditions.join(" AND ");
+    let sql = match range {
+        // Sorted before the bodies are read: no index has this order.
+        Range::BelowCount(..) => {
+            let rows = if filter.expression().is_some() { SCANNED_ROWS } else { limit };
+            format!(
+                "SELECT sorted.key, {WHOLE} FROM
+                 (SELECT signals.id AS id, {key} AS key FROM {TABLES} WHERE {all} ORDER BY {order} LIMIT {}) AS sorted
+                 CROSS JOIN signals USING (id) LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)
+                 ORDER BY sorted.key DESC, signals.id DESC",
+                rows + 1
+            )
+        }
+        _ => format!("SELECT {key}, {WHOLE} FROM {TABLES} WHERE {all} ORDER BY {order}"),
+    };
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
     let mut page = Page::default();
-    let (mut bytes, mut last) = (0, 0);
+    let (mut bytes, mut scanned, mut last) = (0, 0, (0, 0));
+    let budget = Budget::start();
     while let Some(row) = rows.next()? {
-        if page.signals.len() >= limit || bytes >= PAGE_BYTES {
+        let searched = filter.expression().is_some() && (scanned >= SCANNED_ROWS || budget.is_spent());
+        if page.signals.len() >= limit || bytes >= PAGE_BYTES || (scanned > 0 && searched) {
             page.next = Some(last);
             break;
         }
-        last = u64::try_from(row.get::<_, i64>(0)?).unwrap_or_default();
-        let body = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        bytes += body.len();
-        let changed = row.get_ref(2)?.as_blob_or_null().map_err(rusqlite::Error::from)?;
-        bytes += changed.map_or(0, <[u8]>::len);
-        match decode(last, body, changed) {
-            Ok(signal) => page.signals.push(signal),
+        scanned += 1;
+        last = (row.get(0)?, u64::try_from(row.get::<_, i64>(1)?).unwrap_or_default());
+        match decode_row(row, 1) {
+            Ok(signal) if filter.expression().is_some_and(|expression| !expression.matches(&signal)) => {}
+            Ok(mut signal) => {
+                if let Some(triage) = &mut signal.triage {
+                    triage.earlier.clear();
+                }
+                bytes += signal.encoded_len();
+                page.signals.push(signal);
+            }
             // One bad row must not hide all others.
             Err(error) => tracing::warn!(%error, "a stored signal was left out"),
         }
     }
     Ok(page)
+}
+
+/// Gaps that are told one by one; what is between the last of them and the end is one with it.
+const GAPS: i64 = 16;
+
+fn gaps(connection: &Connection, above: u64, up_to: u64) -> Result<Vec<WatchGap>, StoreError> {
+    let gap = |first_id, last_id| WatchGap {
+        first_id,
+        last_id,
+        reason: "retention has removed them, or the database was replaced".to_owned(),
+    };
+    let mut statement = connection.prepare_cached(
+        "SELECT before + 1, id - 1 FROM
+         (SELECT id, lag(id, 1, ?1) OVER (ORDER BY id) AS before FROM signals WHERE id > ?1 AND id <= ?2)
+         WHERE id > before + 1 LIMIT ?3",
+    )?;
+    let number =
+        |row: &Row<'_>, column| Ok::<_, rusqlite::Error>(u64::try_from(row.get::<_, i64>(column)?).unwrap_or_default());
+    let found = statement
+        .query_map(params![integer(above), integer(up_to), GAPS], |row| Ok((number(row, 0)?, number(row, 1)?)))?;
+    let mut gaps = found.map(|found| found.map(|(first, last)| gap(first, last))).collect::<Result<Vec<_>, _>>()?;
+    let newest = connection
+        .prepare_cached("SELECT max(id) FROM signals WHERE id <= ?1")?
+        .query_row([integer(up_to)], |row| row.get::<_, Option<i64>>(0))?;
+    let newest = newest.and_then(|id| u64::try_from(id).ok()).unwrap_or_default().max(above);
+    if newest < up_to {
+        gaps.push(gap(newest + 1, up_to));
+    }
+    Ok(gaps)
 }
 
 fn changes(
@@ -218,30 +319,49 @@ fn changes(
     (above, newest): (u64, u64),
     limit: usize,
 ) -> Result<Changes, StoreError> {
-    let mut conditions = vec!["revision > ?", "revision <= ?", "signals.id <= ?"];
-    let mut values = vec![integer(above), integer(newest), integer(up_to)];
+    let mut conditions = vec!["signals.id <= ?"];
+    let mut values = vec![integer(above), integer(newest), integer(above), integer(newest), integer(up_to)];
     let (filters, filter_values) = filter.conditions();
     conditions.extend(filters);
     values.extend_from_slice(filter_values);
     values.push(Value::from(i64::try_from(limit).unwrap_or(i64::MAX)));
     // CROSS JOIN: by revision, however few signals the filter leaves.
     let sql = format!(
-        "SELECT signals.id, count, last_ns, revision FROM repeats CROSS JOIN signals USING (id) WHERE {} \
-         ORDER BY revision LIMIT ?",
+        "SELECT changed.revision, changed.triaged, {WHOLE} FROM
+         (SELECT id, revision, 0 AS triaged FROM repeats WHERE revision > ? AND revision <= ?
+          UNION ALL SELECT id, revision, 1 FROM triage WHERE revision > ? AND revision <= ?) AS changed
+         CROSS JOIN signals USING (id) LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id) WHERE {}
+         ORDER BY changed.revision LIMIT ?",
         conditions.join(" AND ")
     );
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
-    let mut updates = Vec::new();
+    let mut changes = Changes::default();
+    let mut read = 0;
     while let Some(row) = rows.next()? {
-        let number = |column| Ok::<_, rusqlite::Error>(u64::try_from(row.get::<_, i64>(column)?).unwrap_or_default());
-        updates.push(SignalUpdate {
-            id: number(0)?,
-            count: number(1)?,
-            last_time: Some(timestamp(number(2)?)),
-            revision: number(3)?,
+        read += 1;
+        let revision = u64::try_from(row.get::<_, i64>(0)?).unwrap_or_default();
+        changes.last = Some(revision);
+        let signal = match decode_row(row, 2) {
+            Ok(signal) => signal,
+            Err(error) => {
+                tracing::warn!(%error, "a change of a stored signal was left out");
+                continue;
+            }
+        };
+        if filter.expression().is_some_and(|expression| !expression.matches(&signal)) {
+            continue;
+        }
+        let triage = signal.triage.filter(|_| row.get::<_, bool>(1) == Ok(true));
+        changes.updates.push(SignalUpdate {
+            id: signal.id,
+            count: signal.count,
+            last_time: signal.last_time,
+            revision,
+            triage: triage.map(|triage| Triage { earlier: Vec::new(), ..triage }),
             ..SignalUpdate::default()
         });
     }
-    Ok(Changes { more: updates.len() >= limit, updates })
+    changes.more = read >= limit;
+    Ok(changes)
 }

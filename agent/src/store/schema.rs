@@ -13,7 +13,7 @@ use crate::{clock, counters::Counters};
 
 /// What leads from each version (`PRAGMA user_version`) to the next. Only ever added to: a database of any earlier version
 /// becomes one of this.
-const STEPS: [&str; 2] = [SIGNALS, REPEATS];
+const STEPS: [&str; 3] = [SIGNALS, REPEATS, TRIAGE];
 
 pub(super) const SIGNALS: &str = "
 BEGIN IMMEDIATE;
@@ -72,6 +72,22 @@ PRAGMA user_version = 2;
 COMMIT;
 ";
 
+/// What people make of signals.
+const TRIAGE: &str = "
+BEGIN IMMEDIATE;
+CREATE TABLE triage (
+    id INTEGER PRIMARY KEY REFERENCES signals (id) ON DELETE CASCADE,
+    -- Of the same sequence as in repeats.
+    revision INTEGER NOT NULL UNIQUE,
+    state INTEGER NOT NULL,
+    -- portcullis.v1.Triage, with earlier changes.
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX triage_state ON triage (state);
+PRAGMA user_version = 3;
+COMMIT;
+";
+
 /// Opens the database for writing; replaces it when it is unusable.
 pub fn open(path: &Path, counters: &Counters) -> Result<Connection, StoreError> {
     match try_open(path) {
@@ -124,7 +140,7 @@ fn try_open(path: &Path) -> rusqlite::Result<Connection> {
     }
     // Touches every table and index root.
     connection.query_row(
-        "SELECT (SELECT max(id) FROM signals), (SELECT count(*) FROM containers), (SELECT max(id) FROM repeats)",
+        "SELECT (SELECT max(id) FROM signals), (SELECT count(*) FROM containers), (SELECT max(id) FROM repeats), (SELECT max(id) FROM triage)",
         [],
         |_| Ok(()),
     )?;

@@ -16,10 +16,10 @@ use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Command, ContainerKey, Limits, StoreError,
+    Command, ContainerKey, Limits, StoreError, TriageChange,
     entry::{Entry, Update},
     reader::Readers,
-    retention, schema,
+    retention, schema, triage,
 };
 use crate::{clock, counters::Counters};
 
@@ -63,8 +63,12 @@ impl Writer {
             if batch.iter().any(|command| matches!(command, Command::Expire)) {
                 self.expire();
             }
+            for command in batch.drain(..) {
+                if let Command::Triage(change) = command {
+                    self.triage(change);
+                }
+            }
             self.shrink();
-            batch.clear();
         }
         if let Err(error) = self.connection.close() {
             tracing::warn!(error = %error.1, "the signal database could not be closed");
@@ -80,7 +84,11 @@ impl Writer {
         )?;
         let stored: i64 = self.connection.query_row("SELECT count(*) FROM signals", [], |row| row.get(0))?;
         let revision: i64 =
-            self.connection.query_row("SELECT coalesce(max(revision), 0) FROM repeats", [], |row| row.get(0))?;
+            self.connection.query_row(
+                "SELECT max(coalesce((SELECT max(revision) FROM repeats), 0), coalesce((SELECT max(revision) FROM triage), 0))",
+                [],
+                |row| row.get(0),
+            )?;
         self.stored.store(u64::try_from(stored).unwrap_or(0), Ordering::Relaxed);
         self.revision.send_replace(u64::try_from(revision).unwrap_or(0));
         self.last_id.send_replace(u64::try_from(last).unwrap_or(0));
@@ -117,6 +125,22 @@ impl Writer {
             batch.iter().map(|command| if let Command::Update(update) = command { update.added } else { 0 }).sum();
         self.counters.repeats_lost.add(repeats);
         tracing::error!(signals, repeats, "signals were dropped because the database does not take them");
+    }
+
+    /// Not in the batch's transaction: whoever asks is told what came of it.
+    fn triage(&mut self, change: TriageChange) {
+        let TriageChange { ids, change, answer } = change;
+        let revision = next_revision(*self.revision.borrow());
+        let result = match triage::set(&mut self.connection, &ids, &change, revision) {
+            Ok(Ok(newest)) => {
+                self.revision.send_replace(newest);
+                Ok(())
+            }
+            Ok(Err(id)) => Err(StoreError::NoSignal { id }),
+            Err(error) => Err(StoreError::Write(error)),
+        };
+        // Whoever has left does not want to know.
+        let _ = answer.send(result);
     }
 
     fn replace(&mut self, cause: &rusqlite::Error) {
@@ -159,11 +183,16 @@ impl Writer {
     }
 }
 
+/// Revisions above this are new. The clock's microseconds, so that they grow even if retention has removed the greatest; a
+/// JSON number holds them.
+fn next_revision(newest: u64) -> u64 {
+    newest.max(clock::now_ns() / 1000)
+}
+
 fn transaction(connection: &mut Connection, batch: &[Command], revision: u64) -> rusqlite::Result<Outcome> {
     let transaction = connection.transaction()?;
     let mut outcome = Outcome::default();
-    // The clock's microseconds, so that it grows even if retention has removed the greatest; a JSON number holds them.
-    let mut revision = revision.max(clock::now_ns() / 1000);
+    let mut revision = next_revision(revision);
     for command in batch {
         match command {
             Command::Signal(entry) => {
@@ -183,7 +212,7 @@ fn transaction(connection: &mut Connection, batch: &[Command], revision: u64) ->
                 }
             }
             Command::Image(container, image) => remember_image(&transaction, container, image)?,
-            Command::Expire => {}
+            Command::Expire | Command::Triage(_) => {}
         }
     }
     transaction.commit()?;

@@ -5,7 +5,7 @@ use portcullis_proto::v1::{self, ListContainersRequest, SignalFilter};
 use crate::{
     client::{self, Agent, ClientError},
     time::Time,
-    view::{Severity, Verdict},
+    view::{Severity, TriageState, Verdict},
 };
 
 /// All of them must hold.
@@ -45,6 +45,12 @@ pub struct Filter {
     /// Of this rule, for example net_util_in_container
     #[arg(long)]
     rule: Option<String>,
+    /// In this state (open: nobody has said anything); several separated by commas
+    #[arg(long, value_name = "STATE", value_delimiter = ',')]
+    state: Vec<TriageState>,
+    /// For which this CEL expression is true, for example 'signal.process.uid == 0u && "-e" in signal.process.argv'
+    #[arg(long = "where", value_name = "EXPRESSION")]
+    expression: Option<String>,
 }
 
 impl Filter {
@@ -67,6 +73,8 @@ impl Filter {
             image: text(&self.image),
             pod_namespace: text(&self.pod_namespace),
             pod_name: text(&self.pod),
+            expression: text(&self.expression),
+            triage_states: self.state.iter().map(|state| v1::TriageState::from(*state).into()).collect(),
             ..SignalFilter::default()
         })
     }

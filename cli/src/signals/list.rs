@@ -2,7 +2,8 @@
 
 use std::io::{self, BufWriter, Write};
 
-use portcullis_proto::v1::ListSignalsRequest;
+use clap::ValueEnum;
+use portcullis_proto::v1::{ListSignalsRequest, SignalOrder};
 
 use super::{filter::Filter, row};
 use crate::{
@@ -28,8 +29,29 @@ pub struct Args {
     /// Oldest first
     #[arg(long)]
     oldest_first: bool,
+    /// What comes first: the newest, the most severe, or what was repeated most
+    #[arg(long, value_enum, default_value = "time", conflicts_with = "oldest_first")]
+    order: Order,
     #[command(flatten)]
     filter: Filter,
+}
+
+/// `--order`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Order {
+    Time,
+    Severity,
+    Count,
+}
+
+impl From<Order> for SignalOrder {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::Time => Self::Time,
+            Order::Severity => Self::Severity,
+            Order::Count => Self::Count,
+        }
+    }
 }
 
 impl Args {
@@ -53,7 +75,7 @@ impl Args {
                 page_size,
                 page_token,
                 oldest_first: self.oldest_first,
-                ..ListSignalsRequest::default()
+                order: SignalOrder::from(self.order).into(),
             };
             let response =
                 signals.list_signals(client::request(request)).await.map_err(|status| agent.error(&status))?;

@@ -5,6 +5,7 @@ mod get;
 mod list;
 mod report;
 mod row;
+mod summarize;
 mod watch;
 
 use clap::Subcommand;
@@ -23,6 +24,7 @@ enum Verb {
     List(list::Args),
     Get(get::Args),
     Watch(watch::Args),
+    Summarize(summarize::Args),
 }
 
 impl Args {
@@ -32,6 +34,7 @@ impl Args {
             Verb::List(verb) => verb.run(global).await,
             Verb::Get(verb) => verb.run(global).await,
             Verb::Watch(verb) => verb.run(global).await,
+            Verb::Summarize(verb) => verb.run(global).await,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     time::Time,
     view::{
         Ancestor, Caller, Identification, Mode, Occurrence, Operation, Origin, Process, Signal, SuppressedCount,
-        Verdict,
+        Triage, Verdict,
     },
 };
 
@@ -32,6 +32,9 @@ pub fn write(out: &mut impl Write, signal: &Signal, screen: Screen) -> io::Resul
     } else {
         report.identification(signal)?;
         report.verdict(signal)?;
+    }
+    if let Some(triage) = &signal.triage {
+        report.triage(triage)?;
     }
     report.next(signal)
 }
@@ -90,6 +93,17 @@ impl<W: Write> Report<'_, W> {
             let time = time.map(Time::full).unwrap_or_default();
             let words = if words.is_empty() { String::new() } else { format!("  {}", argv(words, *argv_truncated)) };
             self.safe(if number == 0 { "the newest" } else { "" }, &format!("{time}  pid {pid}{words}"))?;
+        }
+        Ok(())
+    }
+
+    /// What people have said, the newest first.
+    fn triage(&mut self, newest: &Triage) -> io::Result<()> {
+        self.section("Triage")?;
+        for Triage { state, note, author, time, .. } in [newest].into_iter().chain(newest.earlier.iter().rev()) {
+            let note = if note.is_empty() { String::new() } else { format!(": {}", text(note)) };
+            let time = time.map(Time::short).unwrap_or_default();
+            self.safe(state.word(), &format!("{time}  {}{note}", text(author)))?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::{
     output::{Screen, Tone},
     table::{Cell, Table, text, whole},
     time::Time,
-    view::{Ancestor, Process, Severity, Signal, Verdict},
+    view::{Ancestor, Process, Severity, Signal, TriageState, Verdict},
 };
 
 /// An empty table of signals.
@@ -22,6 +22,7 @@ pub fn table(wide: bool, screen: Screen) -> Table {
     if wide {
         columns.extend([
             whole("COUNT"),
+            whole("STATE"),
             text("POD"),
             text("POLICY"),
             whole("UID"),
@@ -52,6 +53,7 @@ pub fn row(signal: &Signal, wide: bool) -> Vec<Cell> {
     if wide {
         row.extend([
             Cell::text(signal.count.to_string()),
+            Cell::text(signal.triage.as_ref().map_or(TriageState::Open, |triage| triage.state).word()),
             Cell::text(container.and_then(|container| container.pod.as_ref()).map(pod_name).unwrap_or_default()),
             Cell::text(&signal.policy),
             Cell::text(process.map(|process| process.uid.to_string()).unwrap_or_default()),

@@ -1,6 +1,7 @@
 //! `signals watch`: stored signals after an id, then new ones as they come, across restarts of the agent.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     time::Duration,
 };
@@ -15,11 +16,12 @@ use super::{filter::Filter, row};
 use crate::{
     args::Global,
     client::{self, Agent, ClientError},
+    escape,
     exit::note,
     output::{self, Format},
     table::Table,
     time::Time,
-    view::{Signal, SignalUpdate},
+    view::{LeftOut, Signal, SignalUpdate, Triage},
 };
 
 /// Waits between attempts: the first, doubled up to the longest.
@@ -35,6 +37,9 @@ pub struct Args {
     /// Begin with those stored after this id (0: all that are stored); without it, only new ones
     #[arg(long, value_name = "ID")]
     after: Option<u64>,
+    /// At most so many a second; what is more is told by number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_per_second: Option<u32>,
     #[command(flatten)]
     filter: Filter,
 }
@@ -63,14 +68,22 @@ impl Args {
             filter,
             after_id: Some(after),
             after_revision: None,
-            ..WatchSignalsRequest::default()
+            max_per_second: self.max_per_second.unwrap_or_default(),
         };
         let mut stream = Stream::open(agent, &request).await?;
         let mut printer = Printer::new(global);
         let mut wait = FIRST_WAIT;
         loop {
             let cause = match stream.next().await {
-                Ok(Some(WatchSignalsResponse { signal, update, .. })) => {
+                Ok(Some(WatchSignalsResponse { signal, update, gap, throttled })) => {
+                    if let Some(gap) = gap {
+                        request.after_id = Some(gap.last_id);
+                        printer.print_left_out("gap", gap.into())?;
+                    }
+                    if let Some(throttled) = throttled {
+                        request.after_id = Some(throttled.last_id);
+                        printer.print_left_out("throttled", throttled.into())?;
+                    }
                     if let Some(signal) = signal {
                         request.after_id = Some(signal.id);
                         printer.print(&signal.into())?;
@@ -157,8 +170,31 @@ impl Printer {
                 output::yaml(&mut out, &Update { update })?;
             }
             Format::Table | Format::Wide => {
-                let last = update.last_time.map(Time::short).unwrap_or_default();
-                writeln!(out, "{}  {} times by now, last {last}", update.id, update.count)?;
+                if let Some(Triage { state, author, note, .. }) = &update.triage {
+                    let note = if note.is_empty() { String::new() } else { format!(": {}", escape::text(note)) };
+                    writeln!(out, "{}  {state}, says {}{note}", update.id, escape::text(author))?;
+                } else {
+                    let last = update.last_time.map(Time::short).unwrap_or_default();
+                    writeln!(out, "{}  {} times by now, last {last}", update.id, update.count)?;
+                }
+            }
+        }
+        out.flush()
+    }
+
+    /// Signals that are not shown: one line, or an object that has nothing but it.
+    fn print_left_out(&mut self, what: &str, left_out: LeftOut) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        match self.format {
+            Format::Json => output::json_line(&mut out, &BTreeMap::from([(what, left_out)]))?,
+            Format::Yaml => {
+                writeln!(out, "---")?;
+                output::yaml(&mut out, &BTreeMap::from([(what, left_out)]))?;
+            }
+            Format::Table | Format::Wide => {
+                let LeftOut { first_id, last_id, signals, reason } = &left_out;
+                let signals = signals.map(|signals| format!("{signals} signals of ")).unwrap_or_default();
+                writeln!(out, "{what}: {signals}{first_id} to {last_id} not shown ({})", escape::text(reason))?;
             }
         }
         out.flush()

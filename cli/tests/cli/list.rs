@@ -23,12 +23,11 @@ fn table_is_aligned_and_plain_in_a_pipe() {
     );
     let wide = stdout(&node.run(&["signals", "list", "-o", "wide"]));
     let (header, row) = wide.split_once('\n').unwrap();
-    assert!(
-        header
-            .contains("COUNT  POD             POLICY   UID  PID   PARENT           EXE                  IDENTIFIED-BY")
-    );
+    assert!(header.contains(
+        "COUNT  STATE  POD             POLICY   UID  PID   PARENT           EXE                  IDENTIFIED-BY"
+    ));
     assert!(row.contains(
-        "1      shop/web-0/web  default  33   1042  /bin/dash[1042]  /usr/bin/nc.openbsd  resolved_name,invoked_name"
+        "1      open   shop/web-0/web  default  33   1042  /bin/dash[1042]  /usr/bin/nc.openbsd  resolved_name,invoked_name"
     ));
 }
 
@@ -89,6 +88,7 @@ fn json_has_every_field() {
         "suppressed",
         "time",
         "tool",
+        "triage",
         "verdict",
     ];
     assert_eq!(keys(&json[0]), all);

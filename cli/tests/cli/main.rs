@@ -16,4 +16,5 @@ mod policies;
 mod policy;
 mod report;
 mod support;
+mod triage;
 mod watch;

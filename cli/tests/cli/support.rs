@@ -14,6 +14,7 @@ use portcullis_proto::v1::{
     node_service_server::{NodeService, NodeServiceServer},
     policy_service_server::{PolicyService, PolicyServiceServer},
     signal_service_server::{SignalService, SignalServiceServer},
+    triage_service_server::{TriageService, TriageServiceServer},
     *,
 };
 use tempfile::TempDir;
@@ -88,6 +89,13 @@ pub struct Data {
     pub explanation: ExplainPolicyResponse,
     pub contained: Arc<Mutex<Vec<ContainRequest>>>,
     pub released: Arc<Mutex<Vec<ReleaseRequest>>>,
+    pub triaged: Arc<Mutex<Vec<SetTriageStateRequest>>>,
+    pub summarized: Arc<Mutex<Vec<SummarizeSignalsRequest>>>,
+    pub summary: SummarizeSignalsResponse,
+    /// Told to watchers before the signals.
+    pub gap: Option<WatchGap>,
+    /// Told to watchers after everything else.
+    pub throttled: Option<WatchThrottled>,
     /// End a watch's stream after its signals instead of keeping it open.
     pub watch_ends: bool,
 }
@@ -114,6 +122,7 @@ impl Agent {
                     .add_service(ContainerServiceServer::new(data.clone()))
                     .add_service(PolicyServiceServer::new(data.clone()))
                     .add_service(ContainmentServiceServer::new(data.clone()))
+                    .add_service(TriageServiceServer::new(data.clone()))
                     .add_service(NodeServiceServer::new(data))
                     .serve_with_incoming(UnixListenerStream::new(listener));
                 tokio::select! {
@@ -165,9 +174,10 @@ impl SignalService for Data {
 
     async fn summarize_signals(
         &self,
-        _request: Request<SummarizeSignalsRequest>,
+        request: Request<SummarizeSignalsRequest>,
     ) -> Result<Response<SummarizeSignalsResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        self.summarized.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(self.summary.clone()))
     }
 
     type WatchSignalsStream = Pin<Box<dyn Stream<Item = Result<WatchSignalsResponse, Status>> + Send>>;
@@ -188,11 +198,41 @@ impl SignalService for Data {
         let updates = updates
             .into_iter()
             .map(|update| WatchSignalsResponse { update: Some(update), ..WatchSignalsResponse::default() });
-        let stored = tokio_stream::iter(signals.chain(updates).map(Ok).collect::<Vec<_>>());
+        let gap =
+            self.gap.clone().map(|gap| WatchSignalsResponse { gap: Some(gap), ..WatchSignalsResponse::default() });
+        let throttled = self
+            .throttled
+            .map(|throttled| WatchSignalsResponse { throttled: Some(throttled), ..WatchSignalsResponse::default() });
+        let all = gap.into_iter().chain(signals).chain(updates).chain(throttled);
+        let stored = tokio_stream::iter(all.map(Ok).collect::<Vec<_>>());
         if self.watch_ends {
             return Ok(Response::new(Box::pin(stored)));
         }
         Ok(Response::new(Box::pin(stored.chain(tokio_stream::pending()))))
+    }
+}
+
+#[tonic::async_trait]
+impl TriageService for Data {
+    async fn set_triage_state(
+        &self,
+        request: Request<SetTriageStateRequest>,
+    ) -> Result<Response<SetTriageStateResponse>, Status> {
+        let request = request.into_inner();
+        let triage = Triage {
+            state: request.state,
+            note: request.note.clone(),
+            author: request.author.clone(),
+            ..Triage::default()
+        };
+        let chosen = self.signals.iter().filter(|signal| request.signal_ids.contains(&signal.id));
+        let signals = chosen.map(|signal| Signal { triage: Some(triage.clone()), ..signal.clone() }).collect();
+        self.triaged.lock().unwrap().push(request);
+        Ok(Response::new(SetTriageStateResponse { signals }))
+    }
+
+    async fn get_story(&self, _request: Request<GetStoryRequest>) -> Result<Response<GetStoryResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 }
 

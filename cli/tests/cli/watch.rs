@@ -8,13 +8,13 @@ use portcullis_proto::v1::{GetStatusResponse, SignalUpdate};
 
 use crate::support::*;
 
-struct Watch {
+pub struct Watch {
     child: Child,
     lines: BufReader<ChildStdout>,
 }
 
 impl Watch {
-    fn start(node: &Node, arguments: &[&str]) -> Self {
+    pub fn start(node: &Node, arguments: &[&str]) -> Self {
         let mut command = portcullis(&node.socket());
         command.args(["signals", "watch"]).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -22,7 +22,7 @@ impl Watch {
         Self { child, lines }
     }
 
-    fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         line
@@ -35,7 +35,7 @@ impl Watch {
     }
 
     /// Ends it with this signal; gives the exit code and what it said.
-    fn end(self, signal: rustix::process::Signal) -> (Option<i32>, String) {
+    pub fn end(self, signal: rustix::process::Signal) -> (Option<i32>, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
         let output = self.child.wait_with_output().unwrap();
@@ -123,7 +123,7 @@ fn a_count_that_rises_is_one_short_line() {
     watch.end(rustix::process::Signal::INT);
     let mut watch = Watch::start(&node, &["--after", "0", "-o", "json"]);
     assert_eq!(watch.id(), 1);
-    let told = serde_json::json!({"update": {"id": 1, "count": 152, "lastTime": "2023-11-14T22:13:29.123456789Z"}});
+    let told = serde_json::json!({"update": {"id": 1, "count": 152, "lastTime": "2023-11-14T22:13:29.123456789Z", "triage": null}});
     assert_eq!(serde_json::from_str::<serde_json::Value>(&watch.line()).unwrap(), told);
     drop(agent);
     let data = Data { signals: vec![signal(2)], updates: vec![update(70, 152), update(71, 160)], ..Data::default() };

@@ -53,6 +53,7 @@ fn sees_the_same(node: &Node) -> Result<()> {
         "portcullis.v1.NodeService",
         "portcullis.v1.PolicyService",
         "portcullis.v1.SignalService",
+        "portcullis.v1.TriageService",
     ];
     ensure!(health == services.map(|name| (name.into(), "SERVING".into())).into(), "{health:?}");
     assert_told(&signals, detect.id(), "would_block")?;

@@ -1,0 +1,83 @@
+//! `TriageService`.
+
+use std::time::SystemTime;
+
+use portcullis_proto::v1::{
+    GetStoryRequest, GetStoryResponse, SetTriageStateRequest, SetTriageStateResponse, Triage, TriageState,
+    triage_service_server::TriageService,
+};
+use tonic::{Request, Response, Status};
+
+use super::peer::caller;
+use crate::store::{Sender, Store, StoreError};
+
+/// Signals of one call.
+const MAX_SIGNALS: usize = 1000;
+/// Bytes.
+const MAX_NOTE: usize = 4096;
+/// Bytes.
+const MAX_AUTHOR: usize = 256;
+
+/// The service.
+pub struct TriageApi {
+    pub store: Store,
+    pub sender: Sender,
+}
+
+#[tonic::async_trait]
+impl TriageService for TriageApi {
+    /// For whoever may connect: it changes nothing but what people say.
+    async fn set_triage_state(
+        &self,
+        request: Request<SetTriageStateRequest>,
+    ) -> Result<Response<SetTriageStateResponse>, Status> {
+        let caller = caller(&request);
+        let mut request = request.into_inner();
+        if !matches!(TriageState::try_from(request.state), Ok(state) if state != TriageState::Unspecified) {
+            return Err(Status::invalid_argument(format!("state has the unknown value {}", request.state)));
+        }
+        if request.signal_ids.is_empty() || request.signal_ids.len() > MAX_SIGNALS {
+            return Err(Status::invalid_argument(format!("signal_ids must name 1 to {MAX_SIGNALS} signals")));
+        }
+        for (field, text, most) in [("note", &request.note, MAX_NOTE), ("author", &request.author, MAX_AUTHOR)] {
+            if text.len() > most {
+                return Err(Status::invalid_argument(format!("{field} is longer than {most} bytes")));
+            }
+        }
+        request.signal_ids.sort_unstable();
+        request.signal_ids.dedup();
+        let author = match (&caller, request.author.is_empty()) {
+            (Some(caller), true) => format!("uid {}", caller.uid),
+            _ => request.author,
+        };
+        let change = Triage {
+            state: request.state,
+            note: request.note,
+            author,
+            caller,
+            time: Some(SystemTime::now().into()),
+            earlier: Vec::new(),
+        };
+        tracing::info!(
+            signals = ?request.signal_ids,
+            state = change.state().as_str_name(),
+            note = change.note,
+            author = change.author,
+            uid = caller.map(|caller| caller.uid),
+            "triage"
+        );
+        self.sender.set_triage(request.signal_ids.clone(), change).await?;
+        let mut signals = Vec::with_capacity(request.signal_ids.len());
+        for id in request.signal_ids {
+            match self.store.readers().signal(id).await? {
+                Some(signal) => signals.push(signal),
+                None => return Err(StoreError::NoSignal { id }.into()),
+            }
+        }
+        Ok(Response::new(SetTriageStateResponse { signals }))
+    }
+
+    async fn get_story(&self, _request: Request<GetStoryRequest>) -> Result<Response<GetStoryResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+}
