@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the Python environment of the independent client (integration-tests/client) and prints the path of its python.
+# Makes the Python environment of the independent client (integration-tests/client), in which buf is as well, and prints the path of its python.
 # The same requirements and the same Python give the same environment, which is made once.
 set -euo pipefail
 # shellcheck source=scripts/lib/common.sh

@@ -2914,6 +2914,7 @@ pub mod container_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// Those that run under the shim, by namespace and id; all in one answer.
         pub async fn list_containers(
             &mut self,
             request: impl tonic::IntoRequest<super::ListContainersRequest>,
@@ -2955,6 +2956,7 @@ pub mod container_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ContainerServiceServer.
     #[async_trait]
     pub trait ContainerService: std::marker::Send + std::marker::Sync + 'static {
+        /// Those that run under the shim, by namespace and id; all in one answer.
         async fn list_containers(
             &self,
             request: tonic::Request<super::ListContainersRequest>,
@@ -3918,6 +3920,7 @@ pub mod node_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// The node as it is now: nothing is looked at anew but counters.
         pub async fn get_status(
             &mut self,
             request: impl tonic::IntoRequest<super::GetStatusRequest>,
@@ -3957,6 +3960,7 @@ pub mod node_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with NodeServiceServer.
     #[async_trait]
     pub trait NodeService: std::marker::Send + std::marker::Sync + 'static {
+        /// The node as it is now: nothing is looked at anew but counters.
         async fn get_status(
             &self,
             request: tonic::Request<super::GetStatusRequest>,
@@ -4223,6 +4227,7 @@ pub mod containment_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
+        /// Takes one measure. Taking one that is in effect already is no error, but freezing what is frozen, which containerd refuses.
         pub async fn contain(
             &mut self,
             request: impl tonic::IntoRequest<super::ContainRequest>,
@@ -4287,6 +4292,7 @@ pub mod containment_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ContainmentServiceServer.
     #[async_trait]
     pub trait ContainmentService: std::marker::Send + std::marker::Sync + 'static {
+        /// Takes one measure. Taking one that is in effect already is no error, but freezing what is frozen, which containerd refuses.
         async fn contain(
             &self,
             request: tonic::Request<super::ContainRequest>,
