@@ -45,6 +45,7 @@ mod store;
 mod testing;
 mod text;
 mod tools;
+mod triage;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -117,27 +117,30 @@ impl Release {
 }
 
 impl Target {
-    /// Id and namespace of the one container that is meant. One that is not known here is the agent's to refuse.
     async fn find(&self, agent: &Agent) -> anyhow::Result<(String, String)> {
-        let request = client::request(ListContainersRequest { include_ended: true });
-        let response = agent.containers().list_containers(request).await.map_err(|status| agent.error(&status))?;
-        let mut found: Vec<Container> = response.into_inner().containers.into_iter().map(Into::into).collect();
-        let namespace = Some(self.namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        retain_meant(&mut found, &self.container, namespace);
-        // What runs is meant, not what has ended.
-        if found.iter().any(|container| container.ended.is_none()) {
-            found.retain(|container| container.ended.is_none());
-        }
-        match found.as_slice() {
-            [] => Ok((self.container.clone(), self.namespace.clone())),
-            [container] => Ok((container.id.clone(), container.containerd_namespace.clone())),
-            several => {
-                let names: Vec<_> = several
-                    .iter()
-                    .map(|container| escape::text(&format!("{}/{}", container.containerd_namespace, container.id)))
-                    .collect();
-                bail!("{} containers are meant: give more of the id, or --namespace: {}", names.len(), names.join(", "))
-            }
+        find(agent, &self.container, &self.namespace).await
+    }
+}
+
+/// Id and namespace of the one container that is meant. One that is not known here is the agent's to refuse.
+pub async fn find(agent: &Agent, start: &str, namespace: &str) -> anyhow::Result<(String, String)> {
+    let request = client::request(ListContainersRequest { include_ended: true });
+    let response = agent.containers().list_containers(request).await.map_err(|status| agent.error(&status))?;
+    let mut found: Vec<Container> = response.into_inner().containers.into_iter().map(Into::into).collect();
+    retain_meant(&mut found, start, Some(namespace).filter(|namespace| !namespace.is_empty()));
+    // What runs is meant, not what has ended.
+    if found.iter().any(|container| container.ended.is_none()) {
+        found.retain(|container| container.ended.is_none());
+    }
+    match found.as_slice() {
+        [] => Ok((start.to_owned(), namespace.to_owned())),
+        [container] => Ok((container.id.clone(), container.containerd_namespace.clone())),
+        several => {
+            let names: Vec<_> = several
+                .iter()
+                .map(|container| escape::text(&format!("{}/{}", container.containerd_namespace, container.id)))
+                .collect();
+            bail!("{} containers are meant: give more of the id, or --namespace: {}", names.len(), names.join(", "))
         }
     }
 }

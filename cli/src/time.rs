@@ -30,6 +30,25 @@ impl Time {
         format!("{:.9}", self.0)
     }
 
+    /// Seconds since 1970.
+    pub fn seconds(self) -> f64 {
+        self.0.as_duration().as_secs_f64()
+    }
+
+    /// How much later than another moment, for people: `+0.312 s`, `-1 h 02 min`.
+    pub fn since(self, other: Self) -> String {
+        let seconds = self.seconds() - other.seconds();
+        let (sign, seconds) = if seconds < 0.0 { ('-', -seconds) } else { ('+', seconds) };
+        if seconds < 120.0 {
+            return format!("{sign}{seconds:.3} s");
+        }
+        let minutes = (seconds / 60.0).round();
+        if minutes < 120.0 {
+            return format!("{sign}{minutes} min");
+        }
+        format!("{sign}{} h {:02} min", (minutes / 60.0).floor(), minutes % 60.0)
+    }
+
     /// Some minutes earlier or later.
     pub fn plus_minutes(self, minutes: i64) -> Self {
         Self(self.0.saturating_add(jiff::SignedDuration::from_mins(minutes)).unwrap_or(self.0))

@@ -1,12 +1,55 @@
 //! `ContainerService`.
 
+use std::collections::BTreeSet;
+
 use portcullis_proto::v1::{
-    Container, Counters, ListContainersRequest, ListContainersResponse, container_service_server::ContainerService,
+    Container, Containment, Counters, ListContainersRequest, ListContainersResponse,
+    container_service_server::ContainerService,
 };
 use tonic::{Request, Response, Status};
 
 use super::Sources;
-use crate::signal;
+use crate::{containers::Container as Known, signal};
+
+impl Sources {
+    /// Containers as they are now.
+    async fn messages(&self, known: &[Known]) -> Vec<Container> {
+        let containments = self.containment.in_effect(known).await;
+        let message = |(container, containment): (&Known, Containment)| {
+            let stats = match container.record.cgroup_id {
+                0 => None,
+                cgroup_id => self.kernel.container(cgroup_id),
+            };
+            let counters = stats.map(|stats| Counters {
+                matched: stats.matched,
+                blocked: stats.blocked,
+                killed: stats.killed,
+                lost: stats.lost,
+                excepted: stats.excepted,
+            });
+            Container { counters, containment: Some(containment), ..signal::container_message(container) }
+        };
+        known.iter().zip(containments).map(message).collect()
+    }
+
+    /// A container as it is now, if the node knows it. An empty namespace: whichever has the id.
+    pub async fn container(&self, id: &str, namespace: &str) -> Result<Option<Container>, Status> {
+        let is_it = |container: &Known| {
+            container.record.container_id == id
+                && (namespace.is_empty() || container.record.containerd_namespace == namespace)
+        };
+        let mut found: Vec<Known> = self.containers.all().into_values().filter(is_it).collect();
+        // Of an id that is used again the newest is meant.
+        found.sort_by_key(|container| container.record.created_ns);
+        let namespaces: BTreeSet<&str> =
+            found.iter().map(|container| container.record.containerd_namespace.as_str()).collect();
+        if namespaces.len() > 1 {
+            return Err(Status::failed_precondition(format!("several namespaces of containerd have a container {id}")));
+        }
+        let newest: Vec<Known> = found.pop().into_iter().collect();
+        Ok(self.messages(&newest).await.pop())
+    }
+}
 
 /// The service.
 pub struct ContainerApi(pub Sources);
@@ -25,25 +68,7 @@ impl ContainerService for ContainerApi {
             .into_values()
             .filter(|container| include_ended || container.ended_ns.is_none())
             .collect();
-        let containments = self.0.containment.in_effect(&known).await;
-        let mut containers: Vec<Container> = known
-            .iter()
-            .zip(containments)
-            .map(|(container, containment)| {
-                let stats = match container.record.cgroup_id {
-                    0 => None,
-                    cgroup_id => self.0.kernel.container(cgroup_id),
-                };
-                let counters = stats.map(|stats| Counters {
-                    matched: stats.matched,
-                    blocked: stats.blocked,
-                    killed: stats.killed,
-                    lost: stats.lost,
-                    excepted: stats.excepted,
-                });
-                Container { counters, containment: Some(containment), ..signal::container_message(container) }
-            })
-            .collect();
+        let mut containers = self.0.messages(&known).await;
         containers.sort_by(|a, b| (&a.containerd_namespace, &a.id).cmp(&(&b.containerd_namespace, &b.id)));
         Ok(Response::new(ListContainersResponse { containers }))
     }

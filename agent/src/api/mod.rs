@@ -130,7 +130,7 @@ pub async fn serve(
     };
     let policies = PolicyApi::new(sources.enforcement.clone(), sources.containers.clone(), sources.facts.backend);
     let signals = SignalApi::new(sources.store.clone(), shutdown.clone());
-    let triage = TriageApi { store: sources.store.clone(), sender: sources.sender.clone() };
+    let triage = TriageApi(sources.clone());
     let mut stopped = shutdown.clone();
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)

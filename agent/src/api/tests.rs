@@ -6,13 +6,13 @@ use hyper_util::rt::TokioIo;
 use portcullis_bpf::abi;
 use portcullis_proto::v1::{
     ApplyPolicyRequest, ContainRequest, Container, ContainerReference, Containment as InEffect, DeletePolicyRequest,
-    ExplainPolicyRequest, GetPolicyRequest, GetSignalRequest, GetStatusRequest, ListContainersRequest,
+    ExplainPolicyRequest, GetPolicyRequest, GetSignalRequest, GetStatusRequest, GetStoryRequest, ListContainersRequest,
     ListPoliciesRequest, ListSignalsRequest, Measure, PolicyChange, ReleaseRequest, SetModeRequest,
     SetTriageStateRequest, Signal, SignalFilter, SignalOrder, SummarizeSignalsRequest, SummaryKey, Tool, TriageState,
     WatchSignalsRequest, container_service_client::ContainerServiceClient,
-    containment_service_client::ContainmentServiceClient, node_service_client::NodeServiceClient,
-    policy_service_client::PolicyServiceClient, set_mode_request::Target, signal_service_client::SignalServiceClient,
-    triage_service_client::TriageServiceClient,
+    containment_service_client::ContainmentServiceClient, get_story_request::Subject,
+    node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient, set_mode_request::Target,
+    signal_service_client::SignalServiceClient, triage_service_client::TriageServiceClient,
 };
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 use tonic::{
@@ -300,6 +300,44 @@ async fn people_say_what_they_make_of_signals() {
         let refused = triage.set_triage_state(set(ids, state, &note)).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_story_is_told_of_a_signal_and_of_a_container() {
+    let bed = bed();
+    let story = crate::triage::testing::web_shell();
+    let put = async |signal: &Signal, cgroup_id| {
+        let process = Process { pid: 1, start_time_ns: 1 };
+        let origin = Origin::Event { cgroup_id, process, time_ns: signal.id };
+        bed.sender.send(Command::Signal(Entry::new(origin, signal, Vec::new()))).await.unwrap();
+    };
+    for signal in &story {
+        put(signal, 42).await;
+    }
+    let elsewhere = Container { id: "c2".into(), ..Container::default() };
+    put(&Signal { container: Some(elsewhere), ..story[1].clone() }, 43).await;
+    bed.stored(4).await;
+    let mut client = TriageServiceClient::new(bed.channel().await);
+    let of = |subject| GetStoryRequest { subject: Some(subject), window: None };
+    let container = |id: &str| {
+        let containerd_namespace = String::new();
+        Subject::Container(ContainerReference { id: id.into(), containerd_namespace })
+    };
+    let told = client.get_story(of(Subject::SignalId(2))).await.unwrap().into_inner();
+    assert_eq!(told.signals.iter().map(|signal| signal.id).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!((told.signal.unwrap().id, told.container.unwrap().id.as_str()), (2, "c1"));
+    assert_eq!((told.processes.len(), told.signals_omitted), (5, 0));
+    assert_eq!(told.related.iter().map(|one| one.signal.as_ref().unwrap().id).collect::<Vec<_>>(), [4]);
+    assert!(!told.timeline.is_empty() && !told.next_steps.is_empty());
+    let all = client.get_story(of(container("c1"))).await.unwrap().into_inner();
+    assert_eq!((all.signal, all.signals.len(), all.processes.len()), (None, 3, 5));
+    let code =
+        async |request| TriageServiceClient::new(bed.channel().await).get_story(request).await.unwrap_err().code();
+    assert_eq!(code(of(Subject::SignalId(99))).await, Code::NotFound);
+    assert_eq!(code(of(container("c9"))).await, Code::NotFound);
+    assert_eq!(code(GetStoryRequest { subject: None, window: None }).await, Code::InvalidArgument);
+    let window = Some(prost_types::Duration { seconds: 700 * 86400, nanos: 0 });
+    assert_eq!(code(GetStoryRequest { window, ..of(Subject::SignalId(1)) }).await, Code::InvalidArgument);
 }
 
 #[tokio::test(flavor = "multi_thread")]

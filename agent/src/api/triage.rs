@@ -1,15 +1,18 @@
 //! `TriageService`.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use portcullis_proto::v1::{
     GetStoryRequest, GetStoryResponse, SetTriageStateRequest, SetTriageStateResponse, Triage, TriageState,
-    triage_service_server::TriageService,
+    get_story_request::Subject as Named, triage_service_server::TriageService,
 };
 use tonic::{Request, Response, Status};
 
-use super::peer::caller;
-use crate::store::{Sender, Store, StoreError};
+use super::{Sources, peer::caller};
+use crate::{
+    store::StoreError,
+    triage::{self, Subject},
+};
 
 /// Signals of one call.
 const MAX_SIGNALS: usize = 1000;
@@ -18,11 +21,11 @@ const MAX_NOTE: usize = 4096;
 /// Bytes.
 const MAX_AUTHOR: usize = 256;
 
+const HOUR: Duration = Duration::from_secs(3600);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// The service.
-pub struct TriageApi {
-    pub store: Store,
-    pub sender: Sender,
-}
+pub struct TriageApi(pub Sources);
 
 #[tonic::async_trait]
 impl TriageService for TriageApi {
@@ -66,10 +69,10 @@ impl TriageService for TriageApi {
             uid = caller.map(|caller| caller.uid),
             "triage"
         );
-        self.sender.set_triage(request.signal_ids.clone(), change).await?;
+        self.0.sender.set_triage(request.signal_ids.clone(), change).await?;
         let mut signals = Vec::with_capacity(request.signal_ids.len());
         for id in request.signal_ids {
-            match self.store.readers().signal(id).await? {
+            match self.0.store.readers().signal(id).await? {
                 Some(signal) => signals.push(signal),
                 None => return Err(StoreError::NoSignal { id }.into()),
             }
@@ -77,7 +80,34 @@ impl TriageService for TriageApi {
         Ok(Response::new(SetTriageStateResponse { signals }))
     }
 
-    async fn get_story(&self, _request: Request<GetStoryRequest>) -> Result<Response<GetStoryResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn get_story(&self, request: Request<GetStoryRequest>) -> Result<Response<GetStoryResponse>, Status> {
+        let request = request.into_inner();
+        let window = match request.window {
+            None => HOUR,
+            Some(window) => Duration::try_from(window)
+                .ok()
+                .filter(|window| *window <= WEEK)
+                .ok_or_else(|| Status::invalid_argument("window is negative or longer than a week"))?,
+        };
+        let store = &self.0.store;
+        let (subject, id, namespace) = match request.subject {
+            None => return Err(Status::invalid_argument("a signal or a container must be named")),
+            Some(Named::SignalId(id)) => {
+                let signal = store.readers().signal(id).await?.ok_or(StoreError::NoSignal { id })?;
+                let container = signal.container.clone().unwrap_or_default();
+                (Subject::Signal(Box::new(signal)), container.id, container.containerd_namespace)
+            }
+            Some(Named::Container(container)) => {
+                (Subject::Container(container.id.clone()), container.id, container.containerd_namespace)
+            }
+        };
+        let container = self.0.container(&id, &namespace).await?;
+        let story = triage::story(store, subject, container, window).await?;
+        let story = story.ok_or_else(|| {
+            Status::not_found(format!(
+                "there is no container {id}, and no signal of one; retention may have removed them"
+            ))
+        })?;
+        Ok(Response::new(story))
     }
 }

@@ -9,6 +9,7 @@
 //! | [`filter`] | a request's filter, checked and turned into SQL |
 //! | [`expression`] | a filter's CEL expression |
 //! | [`reader`] | queries |
+//! | [`story`] | what happened around a moment |
 //! | [`summary`] | how many there are, by groups |
 //! | [`triage`] | what people make of signals |
 //!
@@ -21,6 +22,7 @@ pub mod filter;
 pub mod reader;
 mod retention;
 mod schema;
+pub mod story;
 pub mod summary;
 mod triage;
 mod writer;

@@ -101,7 +101,7 @@ impl Readers {
         self.pool.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -190,8 +190,8 @@ fn open(path: &std::path::Path) -> rusqlite::Result<Connection> {
 }
 
 /// What [`decode_row`] reads, and from where.
-const WHOLE: &str = "signals.id, signals.body, repeats.body, triage.body";
-const TABLES: &str = "signals LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)";
+pub(super) const WHOLE: &str = "signals.id, signals.body, repeats.body, triage.body";
+pub(super) const TABLES: &str = "signals LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)";
 
 /// A whole signal from the four columns of [`WHOLE`] that begin at this one.
 pub(super) fn decode_row(row: &Row<'_>, first: usize) -> Result<Signal, StoreError> {

@@ -84,6 +84,8 @@ CREATE TABLE triage (
     body BLOB NOT NULL
 ) STRICT;
 CREATE INDEX triage_state ON triage (state);
+-- A container's signals around a moment, whatever a flood of them there is.
+CREATE INDEX signals_container_time ON signals (container_id, time_ns);
 PRAGMA user_version = 3;
 COMMIT;
 ";

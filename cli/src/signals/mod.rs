@@ -4,7 +4,7 @@ mod filter;
 mod get;
 mod list;
 mod report;
-mod row;
+pub mod row;
 mod summarize;
 mod watch;
 

@@ -15,6 +15,7 @@ mod mode;
 mod policies;
 mod policy;
 mod report;
+mod story;
 mod support;
 mod triage;
 mod watch;

@@ -92,6 +92,8 @@ pub struct Data {
     pub triaged: Arc<Mutex<Vec<SetTriageStateRequest>>>,
     pub summarized: Arc<Mutex<Vec<SummarizeSignalsRequest>>>,
     pub summary: SummarizeSignalsResponse,
+    pub stories: Arc<Mutex<Vec<GetStoryRequest>>>,
+    pub story: Option<GetStoryResponse>,
     /// Told to watchers before the signals.
     pub gap: Option<WatchGap>,
     /// Told to watchers after everything else.
@@ -231,8 +233,9 @@ impl TriageService for Data {
         Ok(Response::new(SetTriageStateResponse { signals }))
     }
 
-    async fn get_story(&self, _request: Request<GetStoryRequest>) -> Result<Response<GetStoryResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn get_story(&self, request: Request<GetStoryRequest>) -> Result<Response<GetStoryResponse>, Status> {
+        self.stories.lock().unwrap().push(request.into_inner());
+        self.story.clone().map(Response::new).ok_or_else(|| Status::not_found("there is no signal 7"))
     }
 }
 

@@ -40,7 +40,7 @@ fn signals_of(node: &Node, container: &Container<'_>, rules: &[&str], count: usi
 }
 
 /// Leaves a script running in a container.
-fn leave_running(container: &Container<'_>, shell: &str, script: &str) -> Result<()> {
+pub fn leave_running(container: &Container<'_>, shell: &str, script: &str) -> Result<()> {
     container.exec(&["sh", "-c", &format!("{shell} \"$0\" </dev/null >/dev/null 2>&1 &"), script])?.success()?;
     Ok(())
 }
@@ -197,7 +197,7 @@ while (1) {
 }";
 
 /// Joins the network namespaces of two containers, which have nothing but a loopback device.
-fn join(node: &Node, a: &Container<'_>, b: &Container<'_>) -> Result<()> {
+pub fn join(node: &Node, a: &Container<'_>, b: &Container<'_>) -> Result<()> {
     let inside = |pid: u32, words: &[&str]| -> Result<()> {
         run(Command::new("nsenter").args(["-t", &pid.to_string(), "-n", "ip"]).args(words))?.success()?;
         Ok(())

@@ -12,6 +12,7 @@ mod learning;
 mod model;
 mod repeats;
 mod selection;
+mod story;
 mod upstream;
 
 use std::{
@@ -332,7 +333,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 46] = [
+const TESTS: [Test; 47] = [
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -350,6 +351,7 @@ const TESTS: [Test; 46] = [
     ("containment_freezes_and_kills", contain::containment_freezes_and_kills),
     ("containment_kills_one_process_and_no_other", contain::containment_kills_one_process_and_no_other),
     ("containment_leaves_loopback_only", contain::containment_leaves_loopback_only),
+    ("triage_tells_one_story", story::triage_tells_one_story),
     ("policies_select_by_namespace_and_name", selection::policies_select_by_namespace_and_name),
     ("an_image_selects_once_it_is_known", selection::an_image_selects_once_it_is_known),
     ("an_edited_policy_switches_what_runs", selection::an_edited_policy_switches_what_runs),
