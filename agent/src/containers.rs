@@ -10,7 +10,11 @@ use std::{
 use portcullis_policy::{policyset::Mode, record::ContainerRecord, select::IMAGE_NAME};
 use tokio::sync::Notify;
 
-use crate::{records::RecordName, store::ContainerKey};
+use crate::{
+    records::RecordName,
+    signal,
+    store::{ContainerKey, habits::Workload},
+};
 
 /// Containers at most; about 2 kB each. A node runs some hundreds.
 const MAX: usize = 16_384;
@@ -76,6 +80,13 @@ pub struct Container {
     pub image: Image,
     /// Seen ended: by its record, or because its cgroup is gone.
     pub ended_ns: Option<u64>,
+}
+
+impl Container {
+    /// Its workload, once its image is known.
+    pub fn workload(&self) -> Option<Workload> {
+        self.image.name().and_then(|_| Workload::of(&signal::container_message(self)))
+    }
 }
 
 /// The table. Cheap to clone.

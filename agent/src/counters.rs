@@ -61,10 +61,12 @@ counters! {
         store_dropped,
         /// Events that were stored already.
         duplicates,
-        /// Signals removed before their age because the database had outgrown its limit.
+        /// Signals removed before their age because the database had outgrown its limit, or its disk was full.
         expired_by_size,
-        /// Databases moved aside because they were corrupt.
+        /// Databases moved aside because they were corrupt, or a newer agent's.
         store_replaced,
+        /// Workloads and habits of theirs that were forgotten before their time to make room: what they do is new again.
+        habits_forgotten,
         /// Container records that could not be read.
         records_invalid,
         /// Container records beyond the number that is kept.
@@ -97,6 +99,8 @@ counters! {
         operations_unrecorded,
         /// Signals stored without their container's image because it did not become known in time.
         signals_without_image,
+        /// Commands of exec sessions forgotten before their time: if they are a probe's, it takes a while to say so again.
+        probes_forgotten,
         /// Reported executions forgotten before their time, of which a repeat is reported once more.
         repeats_forgotten,
         /// Signals of which repeats were no longer folded into before their window's end, and so told once more.

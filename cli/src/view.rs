@@ -184,6 +184,22 @@ pub struct Signal {
     pub last_time: Option<Time>,
     pub occurrences: Vec<Occurrence>,
     pub suppressed: Vec<SuppressedCount>,
+    pub novelty: Option<Novelty>,
+}
+
+/// Whether its workload does such a thing habitually.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Novelty {
+    pub first_time: bool,
+    pub first_seen: Option<Time>,
+    pub last_seen: Option<Time>,
+    pub days_seen: u32,
+    pub times_seen: u64,
+    pub workload_known_since: Option<Time>,
+    pub habitual: bool,
+    pub summary: String,
 }
 
 /// An event that was folded into a signal.
@@ -436,6 +452,22 @@ impl From<v1::Signal> for Signal {
             last_time: time(signal.last_time),
             occurrences: signal.occurrences.into_iter().map(Into::into).collect(),
             suppressed: signal.suppressed.into_iter().map(Into::into).collect(),
+            novelty: signal.novelty.map(Into::into),
+        }
+    }
+}
+
+impl From<v1::Novelty> for Novelty {
+    fn from(novelty: v1::Novelty) -> Self {
+        Self {
+            first_time: novelty.first_time,
+            first_seen: time(novelty.first_seen),
+            last_seen: time(novelty.last_seen),
+            days_seen: novelty.days_seen,
+            times_seen: novelty.times_seen,
+            workload_known_since: time(novelty.workload_known_since),
+            habitual: novelty.habitual,
+            summary: novelty.summary,
         }
     }
 }

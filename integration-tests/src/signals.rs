@@ -27,6 +27,19 @@ pub struct Signal {
     pub count: u64,
     pub occurrences: Vec<Occurrence>,
     pub suppressed: Vec<SuppressedCount>,
+    pub novelty: Option<Novelty>,
+}
+
+/// What is new of a signal.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Novelty {
+    pub first_time: bool,
+    pub days_seen: u32,
+    pub times_seen: u64,
+    pub habitual: bool,
+    pub summary: String,
 }
 
 /// An event that was folded into a signal.

@@ -32,7 +32,7 @@ impl NodeService for NodeApi {
             backend_reason: facts.backend_reason.clone(),
             kernel: facts.kernel.clone(),
             started: Some(timestamp(facts.started_ns)),
-            checks: facts.checks.clone(),
+            checks: facts.checks.iter().cloned().chain([store.health().check()]).collect(),
             policies: in_force.into_iter().map(policies::message).collect(),
             containers_guarded: guarded,
             containers_unguarded: unguarded,

@@ -99,7 +99,7 @@ async fn put_into(sender: &Sender, number: u64, tool: &str) {
         ..Signal::default()
     };
     let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
-    sender.send(Command::Signal(Entry::new(origin, &signal, Vec::new()))).await.unwrap();
+    sender.send(Command::Signal(Box::new(Entry::new(origin, &signal, Vec::new())))).await.unwrap();
 }
 
 impl Bed {
@@ -309,7 +309,7 @@ async fn a_story_is_told_of_a_signal_and_of_a_container() {
     let put = async |signal: &Signal, cgroup_id| {
         let process = Process { pid: 1, start_time_ns: 1 };
         let origin = Origin::Event { cgroup_id, process, time_ns: signal.id };
-        bed.sender.send(Command::Signal(Entry::new(origin, signal, Vec::new()))).await.unwrap();
+        bed.sender.send(Command::Signal(Box::new(Entry::new(origin, signal, Vec::new())))).await.unwrap();
     };
     for signal in &story {
         put(signal, 42).await;
@@ -329,6 +329,7 @@ async fn a_story_is_told_of_a_signal_and_of_a_container() {
     assert_eq!((told.processes.len(), told.signals_omitted), (5, 0));
     assert_eq!(told.related.iter().map(|one| one.signal.as_ref().unwrap().id).collect::<Vec<_>>(), [4]);
     assert!(!told.timeline.is_empty() && !told.next_steps.is_empty());
+    assert_eq!(told.habits.len(), 3, "each tool, and the shell: {:?}", told.habits);
     let all = client.get_story(of(container("c1"))).await.unwrap().into_inner();
     assert_eq!((all.signal, all.signals.len(), all.processes.len()), (None, 3, 5));
     let code =
@@ -571,6 +572,8 @@ async fn containers_and_status_tell_what_there_is() {
     assert_eq!((status.losses["events_lost"], status.losses["decode_errors"]), (5, 1));
     assert_eq!((status.suppressed["excepted_repeats"], status.losses.get("excepted_repeats")), (1, None));
     assert!(status.policy_error.contains("p.yaml:1:"), "{}", status.policy_error);
+    let store = status.checks.iter().find(|check| check.name == "store").unwrap();
+    assert_eq!(store.state(), v1::check::State::Ok, "{store:?}");
     let policies: Vec<_> = status.policies.iter().map(|policy| (policy.name.as_str(), policy.mode())).collect();
     assert_eq!(policies, [("default", v1::Mode::Detect)], "what is in force");
     let mode = std::fs::metadata(bed.directory.path().join(socket::FILE_NAME)).unwrap().permissions().mode();

@@ -39,6 +39,7 @@ pub struct Common {
     rule: u32,
     tool: u32,
     verdict: u32,
+    came_by: v1::Origin,
     rest: u64,
 }
 
@@ -70,8 +71,9 @@ pub struct Folding {
 }
 
 impl Folding {
-    /// What this event's repeats have in common with it; `None` if its policy wants each told.
-    pub fn common(&self, event: &Event, repeat: Repeat) -> Option<Common> {
+    /// What this event's repeats have in common with it; `None` if its policy wants each told. `came_by`: how its process came to
+    /// be in the container, so that nothing hides among a probe's.
+    pub fn common(&self, event: &Event, came_by: v1::Origin, repeat: Repeat) -> Option<Common> {
         let given = |key| repeat.keys.contains(key);
         let rest = (
             given(Key::Arguments).then_some((&event.argv, event.argc, event.remote)),
@@ -86,6 +88,7 @@ impl Folding {
             rule: event.rule,
             tool: event.tool,
             verdict: event.verdict as u32,
+            came_by,
             rest: self.hasher.hash_one(rest),
         })
     }
@@ -217,7 +220,7 @@ mod tests {
     /// Folds, or begins anew. Whether it was a repeat.
     fn see(folding: &mut Folding, event: &Event, repeat: Repeat) -> bool {
         let offset = BootOffset::now();
-        let Some(common) = folding.common(event, repeat) else { return false };
+        let Some(common) = folding.common(event, v1::Origin::Container, repeat) else { return false };
         let is_repeat = folding.fold(common, event, offset);
         if !is_repeat {
             folding.begin(common, event, repeat, origin(event), offset);
@@ -318,7 +321,7 @@ mod tests {
         let mut forgotten = 0;
         for uid in 0..u32::try_from(CAPACITY).unwrap() {
             let event = Event { uid: 5000 + uid, ..event(1) };
-            let common = folding.common(&event, Repeat::default()).unwrap();
+            let common = folding.common(&event, v1::Origin::Container, Repeat::default()).unwrap();
             assert!(!folding.fold(common, &event, BootOffset::now()));
             forgotten += folding.begin(common, &event, Repeat::default(), origin(&event), BootOffset::now());
         }

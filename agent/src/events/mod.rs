@@ -5,6 +5,7 @@
 //! | [`watch`] | inotify on the directory of records |
 //! | [`tracker`] | records into the table of containers, and out of it once their events are read |
 //! | [`sweep`] | what shims that died have left behind |
+//! | [`probes`] | exec sessions that come at a steady pace |
 //! | [`repeats`] | what a rule has reported of late |
 //! | [`folding`] | repeats become a count in the signal of the first |
 //! | [`rates`] | how many new signals a container may make |
@@ -14,6 +15,7 @@
 //! what does not fit in there is counted by the kernel.
 
 mod folding;
+mod probes;
 mod rates;
 mod repeats;
 mod suppressed;
@@ -42,8 +44,8 @@ use tokio::sync::mpsc;
 
 pub use self::rates::{BURST, PER_SECOND};
 use self::{
-    folding::Folding, rates::Rates, repeats::Repeats, suppressed::Suppressed, sweep::Sweep, tracker::Tracker,
-    watch::Watch,
+    folding::Folding, probes::Probes, rates::Rates, repeats::Repeats, suppressed::Suppressed, sweep::Sweep,
+    tracker::Tracker, watch::Watch,
 };
 use crate::{
     clock::{BootOffset, boot_ns},
@@ -107,6 +109,7 @@ pub struct EventLoop {
     containers: Containers,
     enforcement: Enforcement,
     tools: Tools,
+    probes: Probes,
     repeats: Repeats,
     folding: Folding,
     rates: Rates,
@@ -151,6 +154,7 @@ impl EventLoop {
             containers,
             enforcement,
             tools,
+            probes: Probes::default(),
             repeats: Repeats::default(),
             folding: Folding::default(),
             rates: Rates::default(),
@@ -166,7 +170,7 @@ impl EventLoop {
     /// Works until [`Stop::stop`].
     pub fn run(mut self) -> Result<(), EventsError> {
         // What the scan on opening found; sent here because it may wait.
-        self.tracker.send_unguarded()?;
+        self.tracker.send_new()?;
         let mut next_sweep = Instant::now();
         loop {
             let started = Instant::now();
@@ -183,11 +187,12 @@ impl EventLoop {
                 self.tracker.scan().map_err(EventsError::Records)?;
                 self.sweep.run(&mut self.tracker, &self.containers);
                 self.enforcement.settle();
-                self.tracker.send_unguarded()?;
+                self.tracker.send_new()?;
                 self.containers.want_unanswered_images();
                 let now = boot_ns();
                 self.rates.prune(now);
                 self.suppressed.prune(now);
+                self.probes.prune(now);
             }
             let timeout = if drained { self.timeout(next_sweep) } else { Duration::ZERO };
             if self.wait(timeout)? {
@@ -257,7 +262,7 @@ impl EventLoop {
             self.counters.records_rescanned.increment();
             self.tracker.scan().map_err(EventsError::Records)?;
         }
-        self.tracker.send_unguarded()
+        self.tracker.send_new()
     }
 
     /// Reads a round of events. Whether the ring buffer is empty now.
@@ -296,11 +301,14 @@ impl EventLoop {
     }
 
     fn handle(&mut self, event: &Event, offset: BootOffset) -> Result<(), EventsError> {
+        // First: what is omitted or folded keeps the pace as well.
+        let probes::Answer { origin: came_by, forgotten } = self.probes.judge(event);
+        self.counters.probes_forgotten.add(forgotten);
         if self.is_omitted(event) {
             return Ok(());
         }
         let repeat = self.tools.repeat(event);
-        let common = self.folding.common(event, repeat);
+        let common = self.folding.common(event, came_by, repeat);
         if common.is_some_and(|common| self.folding.fold(common, event, offset)) {
             self.counters.repeats_folded.increment();
             return Ok(());
@@ -320,7 +328,7 @@ impl EventLoop {
             self.counters.events_without_record.increment();
             tracing::warn!(cgroup_id = event.cgroup_id, "an event's container has no record");
         }
-        let signal = signal::from_event(event, container.as_ref(), &self.tools, offset);
+        let signal = signal::from_event(event, came_by, container.as_ref(), &self.tools, offset);
         let process = Process { pid: event.pid, start_time_ns: event.start_time_ns };
         let origin = Origin::Event { cgroup_id: event.cgroup_id, process, time_ns: event.time_ns };
         if let Some(common) = common {

@@ -39,6 +39,7 @@ pub struct Tracker {
     counters: Arc<Counters>,
     ended: HashMap<RecordName, Ended>,
     unguarded: Vec<RecordName>,
+    new: Vec<RecordName>,
 }
 
 struct Ended {
@@ -54,7 +55,16 @@ impl Tracker {
         signals: mpsc::Sender<Item>,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { directory, containers, enforcement, signals, counters, ended: HashMap::new(), unguarded: Vec::new() }
+        Self {
+            directory,
+            containers,
+            enforcement,
+            signals,
+            counters,
+            ended: HashMap::new(),
+            unguarded: Vec::new(),
+            new: Vec::new(),
+        }
     }
 
     /// Reads every record; what is in the table without a file has ended.
@@ -98,6 +108,7 @@ impl Tracker {
             Inserted::New => {
                 // The name may have been an earlier container's.
                 self.ended.remove(name);
+                self.new.push(name.clone());
                 if let Some(reason) = unknown {
                     self.counters.contents_unknown.increment();
                     tracing::warn!(record = ?name, reason, "tools are recognised by their names only in this container");
@@ -121,8 +132,14 @@ impl Tracker {
         self.ended.entry(name.clone()).or_insert(Ended { created_ns, seen: Instant::now() });
     }
 
-    /// Sends a signal for each container that was found without guard. The store keeps one a container.
-    pub fn send_unguarded(&mut self) -> Result<(), EventsError> {
+    /// Sends the workload of each new container whose image is known at once, and a signal for each that was found without guard.
+    /// The store keeps one a container.
+    pub fn send_new(&mut self) -> Result<(), EventsError> {
+        for name in std::mem::take(&mut self.new) {
+            let Some(container) = self.containers.get(&name) else { continue };
+            let Some(workload) = container.workload() else { continue };
+            self.send(Item::Workload(workload, container.record.created_ns))?;
+        }
         for name in std::mem::take(&mut self.unguarded) {
             let Some(container) = self.containers.get(&name) else { continue };
             let Guard::Unguarded { reason } = &container.record.guard else { continue };
@@ -130,9 +147,13 @@ impl Tracker {
             let origin = Origin::Unguarded { container: hash(&container.record) };
             let signal = signal::unguarded(&container, reason);
             let pending = Pending { origin, signal, kin: Vec::new(), container: Some(name) };
-            self.signals.blocking_send(Item::Signal(Box::new(pending))).map_err(|_| EventsError::Closed)?;
+            self.send(Item::Signal(Box::new(pending)))?;
         }
         Ok(())
+    }
+
+    fn send(&self, item: Item) -> Result<(), EventsError> {
+        self.signals.blocking_send(item).map_err(|_| EventsError::Closed)
     }
 
     /// Whether there is anything to collect, now or soon.
@@ -243,11 +264,11 @@ mod tests {
         record.guard = Guard::Unguarded { reason: "no cgroup".into() };
         testing::write_record(bed.run.path(), &record);
         bed.tracker.scan().unwrap();
-        bed.tracker.send_unguarded().unwrap();
+        bed.tracker.send_new().unwrap();
         let Item::Signal(pending) = bed.signals.try_recv().unwrap() else { panic!("no signal") };
         assert_eq!(pending.signal.rule, "container_unguarded");
         bed.tracker.scan().unwrap();
-        bed.tracker.send_unguarded().unwrap();
+        bed.tracker.send_new().unwrap();
         assert!(bed.signals.try_recv().is_err());
     }
 }

@@ -7,7 +7,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use crate::{
     containerd::Containerd,
-    containers::{self, Containers, Image},
+    containers::{self, Container, Containers, Image},
     counters::Counters,
     enforcement::Enforcement,
     store::{Command, Sender, Store},
@@ -40,6 +40,10 @@ pub async fn resolve_images(
                 let _permit = permit;
                 let image = resolve(&record, &sender, &store, &counters).await;
                 containers.set_image(&name, record.created_ns, image);
+                if let Some(workload) = containers.get(&name).as_ref().and_then(Container::workload) {
+                    // Fails only when the store is closing.
+                    let _ = sender.send(Command::Workload(workload, record.created_ns)).await;
+                }
                 // Another policy may select it now.
                 enforcement.apply(&name);
             });

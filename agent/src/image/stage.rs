@@ -16,6 +16,7 @@ use crate::{
     store::{
         Command, Sender, StoreError,
         entry::{Entry, Origin, Process, Update},
+        habits::Workload,
     },
 };
 
@@ -31,6 +32,8 @@ pub enum Item {
     Signal(Box<Pending>),
     /// What was folded into one that came before.
     Update(Update),
+    /// A container of a workload was created, at this time in nanoseconds since 1970.
+    Workload(Workload, u64),
 }
 
 /// A signal that may lack its image.
@@ -88,6 +91,9 @@ pub async fn complete_signals(
                     Some(one) => one.add(update),
                     None => store.send(Command::Update(update)).await?,
                 },
+                Some(Item::Workload(workload, created_ns)) => {
+                    store.send(Command::Workload(workload, created_ns)).await?;
+                }
                 None => break,
             },
             () = containers.image_answered() => {
@@ -148,7 +154,7 @@ async fn put(store: &Sender, waiting: Waiting, fate: Fate, counters: &Counters) 
         counters.signals_without_image.increment();
     }
     let Pending { origin, signal, kin, .. } = *waiting.pending;
-    store.send(Command::Signal(Entry::new(origin, &signal, kin))).await?;
+    store.send(Command::Signal(Box::new(Entry::new(origin, &signal, kin)))).await?;
     match waiting.update {
         Some(update) => store.send(Command::Update(update)).await,
         None => Ok(()),

@@ -3,6 +3,7 @@
 use portcullis_proto::v1::Signal;
 use prost::Message;
 
+use super::habits::Sighting;
 use crate::clock;
 
 /// One signal to store.
@@ -20,6 +21,8 @@ pub struct Entry {
     pub(super) pod_namespace: String,
     pub(super) pod_name: String,
     pub(super) body: Vec<u8>,
+    /// What is judged for novelty.
+    pub(super) sighting: Option<Sighting>,
     /// The cgroup's processes whose signals are related to this one.
     pub(super) kin: Vec<Process>,
 }
@@ -139,9 +142,10 @@ impl Entry {
         let container = signal.container.as_ref();
         let pod = container.and_then(|container| container.pod.clone()).unwrap_or_default();
         let text = |field: Option<&String>| field.cloned().unwrap_or_default();
+        let time_ns = signal.time.as_ref().and_then(clock::from_timestamp).unwrap_or_default();
         Self {
             origin,
-            time_ns: signal.time.as_ref().and_then(clock::from_timestamp).unwrap_or_default(),
+            time_ns,
             rule: signal.rule.clone(),
             verdict: signal.verdict,
             severity: signal.severity,
@@ -152,6 +156,7 @@ impl Entry {
             pod_namespace: pod.namespace,
             pod_name: pod.name,
             body: signal.encode_to_vec(),
+            sighting: Sighting::of(signal, time_ns),
             kin,
         }
     }

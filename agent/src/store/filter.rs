@@ -86,6 +86,9 @@ impl Filter {
             conditions.push("severity >= ?");
             values.push(Value::from(filter.min_severity));
         }
+        if filter.first_time_only {
+            conditions.push("first_time = 1");
+        }
         let ns = |field, time| clock::from_timestamp(time).ok_or(FilterError::Time { field });
         if let Some(since) = &filter.since {
             // What began earlier may have gone on.

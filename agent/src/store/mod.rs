@@ -3,9 +3,11 @@
 //! | module | idea |
 //! |---|---|
 //! | [`entry`] | a signal on its way in, encoded, with what makes it unique; what is folded into it later |
-//! | [`schema`] | tables, and opening a database that may be corrupt |
+//! | [`schema`] | tables, and opening a database that may be unusable |
+//! | [`habits`] | what workloads do habitually, and what is new |
 //! | [`writer`] | the thread: batches, retries, then tells watchers the newest id |
 //! | [`retention`] | what goes when there is too much |
+//! | [`room`], [`health`] | a full disk, and what is said of it |
 //! | [`filter`] | a request's filter, checked and turned into SQL |
 //! | [`expression`] | a filter's CEL expression |
 //! | [`reader`] | queries |
@@ -19,8 +21,11 @@
 pub mod entry;
 pub mod expression;
 pub mod filter;
+pub mod habits;
+pub mod health;
 pub mod reader;
 mod retention;
+mod room;
 mod schema;
 pub mod story;
 pub mod summary;
@@ -40,11 +45,16 @@ use std::{
 };
 
 use portcullis_proto::v1::Triage;
+use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
     entry::{Entry, Update},
+    habits::Workload,
+    health::Health,
     reader::Readers,
+    room::Reserve,
+    schema::Unusable,
     writer::Writer,
 };
 use crate::counters::Counters;
@@ -75,8 +85,8 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
-    /// A corrupt database could not be moved aside.
-    #[error("moving the corrupt database {} aside", path.display())]
+    /// A database that can't be used could not be moved aside.
+    #[error("moving the unusable database {} aside", path.display())]
     MoveAside {
         /// Which.
         path: PathBuf,
@@ -88,8 +98,16 @@ pub enum StoreError {
     Open {
         /// Which.
         path: PathBuf,
-        /// What SQLite said.
-        source: rusqlite::Error,
+        /// What is wrong with it.
+        source: Unusable,
+    },
+    /// There is no room for the database.
+    #[error("the disk of {} is full: free some space on it, or choose another state_dir", path.display())]
+    Full {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Unusable,
     },
     /// A query failed.
     #[error("reading signals")]
@@ -137,13 +155,15 @@ pub struct ContainerKey {
 #[derive(Debug)]
 pub enum Command {
     /// Store a signal, unless it is stored already.
-    Signal(Entry),
+    Signal(Box<Entry>),
     /// Tell what was folded into a signal.
     Update(Update),
     /// Remember a container's image.
     Image(ContainerKey, String),
     /// Give signals a state.
     Triage(TriageChange),
+    /// A container of a workload was created, at this time in nanoseconds since 1970.
+    Workload(Workload, u64),
     /// Apply retention by age.
     Expire,
 }
@@ -181,6 +201,7 @@ pub struct Store {
     last_id: watch::Receiver<u64>,
     revision: watch::Receiver<u64>,
     stored: Arc<AtomicU64>,
+    health: Health,
 }
 
 impl Store {
@@ -197,6 +218,11 @@ impl Store {
     /// Changes after each commit that has changed signals stored before, to the newest change's revision.
     pub fn revision(&self) -> watch::Receiver<u64> {
         self.revision.clone()
+    }
+
+    /// Whether it takes what comes.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Number of signals stored.
@@ -217,13 +243,22 @@ pub fn open(
         .create(directory)
         .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
     let path = directory.join(FILE_NAME);
-    let connection = schema::open(&path, &counters)?;
+    let reserve = Reserve::new(&path, limits.max_bytes);
+    let connection = open_database(&path, &reserve, &counters)?;
+    if !reserve.take().is_ok_and(|held| held) {
+        tracing::warn!(database = %path.display(), "there is little room on the disk of the signal database");
+    }
     let (last_id_sender, last_id) = watch::channel(0);
     let (revision_sender, revision) = watch::channel(0);
     let readers = Arc::new(Readers::new(path.clone()));
     let stored = Arc::new(AtomicU64::new(0));
+    let health = Health::default();
     let mut writer = Writer {
         path,
+        reserve,
+        health: health.clone(),
+        starved: false,
+        failing: None,
         connection,
         limits,
         counters,
@@ -238,7 +273,20 @@ pub fn open(
         .name("store".to_owned())
         .spawn(move || writer.run(receiver))
         .map_err(StoreError::Thread)?;
-    Ok((Sender(sender), Store { readers, last_id, revision, stored }, thread))
+    Ok((Sender(sender), Store { readers, last_id, revision, stored, health }, thread))
+}
+
+/// Opens it, on a full disk as well: bringing the log of an agent that was killed into it takes room.
+fn open_database(path: &Path, reserve: &Reserve, counters: &Counters) -> Result<Connection, StoreError> {
+    let is_full = |cause: &Unusable| matches!(cause, Unusable::Sqlite(error) if room::is_full(error, path));
+    let mut opened = schema::open(path, counters);
+    if matches!(&opened, Err(StoreError::Open { source, .. }) if is_full(source)) && reserve.release() {
+        opened = schema::open(path, counters);
+    }
+    match opened {
+        Err(StoreError::Open { path, source }) if is_full(&source) => Err(StoreError::Full { path, source }),
+        opened => opened,
+    }
 }
 
 #[cfg(test)]

@@ -4,19 +4,20 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use portcullis_proto::v1::{Signal, SignalUpdate, SummarizeSignalsResponse, Triage, WatchGap};
+use portcullis_proto::v1::{Habit, Signal, SignalUpdate, SummarizeSignalsResponse, Triage, WatchGap};
 use prost::Message;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params, params_from_iter, types::Value};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params, params_from_iter, types::Value};
 use tokio::sync::Semaphore;
 
 use super::{
     ContainerKey, StoreError,
     filter::Filter,
+    habits::{self, Workload},
     summary::{self, Grouping},
 };
 
@@ -89,6 +90,8 @@ struct Pool {
     /// With the generation of the file that each leads to.
     idle: Mutex<Vec<(u64, Connection)>>,
     generation: AtomicU64,
+    /// A query found the file broken.
+    suspect: AtomicBool,
 }
 
 impl Readers {
@@ -99,6 +102,11 @@ impl Readers {
     /// The file was replaced: open connections lead to the old one.
     pub(super) fn reopen(&self) {
         self.pool.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether a query has found the file broken since this was last asked.
+    pub(super) fn take_suspicion(&self) -> bool {
+        self.pool.suspect.swap(false, Ordering::SeqCst)
     }
 
     pub(super) async fn run<T: Send + 'static>(
@@ -119,9 +127,14 @@ impl Readers {
             };
             let connection = match pooled {
                 Some((_, connection)) => connection,
-                None => open(&path).map_err(|source| StoreError::Open { path, source })?,
+                None => open(&path).map_err(|source| StoreError::Open { path, source: source.into() })?,
             };
             let result = query(&connection);
+            if let Err(StoreError::Read(error)) = &result
+                && error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
+            {
+                pool.suspect.store(true, Ordering::SeqCst);
+            }
             idle().push((generation, connection));
             result
         })
@@ -167,6 +180,11 @@ impl Readers {
     /// Ids above the first and up to the second that no signal has any more.
     pub async fn gaps(&self, above: u64, up_to: u64) -> Result<Vec<WatchGap>, StoreError> {
         self.run(move |connection| gaps(connection, above, up_to)).await
+    }
+
+    /// What a workload does, what was seen last first.
+    pub async fn habits(&self, workload: Workload) -> Result<Vec<Habit>, StoreError> {
+        self.run(move |connection| Ok(habits::list(connection, workload)?)).await
     }
 
     /// A container's image, if it was ever known.

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::habits;
 use crate::clock;
 
 /// Images of containers that are remembered; the oldest go first.
 const MAX_CONTAINERS: i64 = 20_000;
 /// Signals removed in one step.
 const STEP: i64 = 1000;
+/// The same where there is little room: what is changed is written to the log first.
+const SMALL_STEP: i64 = 64;
 /// Pages given back to the file system in one step (4 MB).
 const VACUUM_PAGES: i64 = 1000;
 
@@ -28,6 +31,7 @@ pub fn by_age(connection: &Connection, max_age: Duration) -> rusqlite::Result<u6
          (SELECT stored_ns FROM containers ORDER BY stored_ns DESC LIMIT 1 OFFSET ?1)",
         [MAX_CONTAINERS],
     )?;
+    habits::forget_old(connection)?;
     if removed > 0 {
         vacuum(connection)?;
     }
@@ -38,24 +42,53 @@ pub fn by_age(connection: &Connection, max_age: Duration) -> rusqlite::Result<u6
 pub fn by_size(connection: &Connection, max_bytes: u64) -> rusqlite::Result<u64> {
     let mut removed = 0;
     while used_bytes(connection)? > max_bytes {
-        let step = connection.execute(
-            "DELETE FROM signals WHERE id IN (SELECT id FROM signals ORDER BY id LIMIT
-             (SELECT max(1, min(?1, count(*) / 10)) FROM signals))",
-            [STEP],
-        )?;
+        let step = remove_oldest(connection, STEP)?;
         if step == 0 {
             break;
         }
-        removed += u64::try_from(step).unwrap_or(0);
+        removed += step;
         vacuum(connection)?;
     }
     Ok(removed)
 }
 
+/// Removes the oldest signals until so much of the database is free for new ones. Returns their number. It takes little room on
+/// the disk, and gives none back.
+pub fn by_free_space(connection: &Connection, free_bytes: u64) -> rusqlite::Result<u64> {
+    let mut removed = 0;
+    while bytes(connection, "freelist_count")? < free_bytes {
+        let step = remove_oldest(connection, SMALL_STEP)?;
+        if step == 0 {
+            break;
+        }
+        removed += step;
+    }
+    Ok(removed)
+}
+
+/// Brings the write-ahead log into the database and gives its room back, as far as no reader is in the way.
+pub fn empty_log(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+}
+
+fn remove_oldest(connection: &Connection, step: i64) -> rusqlite::Result<u64> {
+    let removed = connection
+        .prepare_cached(
+            "DELETE FROM signals WHERE id IN (SELECT id FROM signals ORDER BY id LIMIT
+             (SELECT max(1, min(?1, count(*) / 10)) FROM (SELECT 1 FROM signals LIMIT ?1 * 10)))",
+        )?
+        .execute([step])?;
+    Ok(u64::try_from(removed).unwrap_or(0))
+}
+
 fn used_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    Ok(bytes(connection, "page_count")?.saturating_sub(bytes(connection, "freelist_count")?))
+}
+
+/// Pages that a pragma counts, in bytes.
+fn bytes(connection: &Connection, pages: &str) -> rusqlite::Result<u64> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let pages = pragma("page_count")?.saturating_sub(pragma("freelist_count")?);
-    Ok(u64::try_from(pages.saturating_mul(pragma("page_size")?)).unwrap_or(0))
+    Ok(u64::try_from(pragma(pages)?.saturating_mul(pragma("page_size")?)).unwrap_or(0))
 }
 
 fn vacuum(connection: &Connection) -> rusqlite::Result<()> {

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::clock::{now_ns, timestamp};
 
+mod faults;
+mod novelty;
+
 const LIMITS: Limits = Limits { max_age: Duration::from_secs(3600), max_bytes: 1 << 30 };
 
 struct Bed {
@@ -28,7 +31,7 @@ impl Bed {
 
     async fn put(&self, number: u64, signal: Signal) {
         let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
-        self.send(Command::Signal(Entry::new(origin, &signal, Vec::new()))).await;
+        self.send(Command::Signal(Box::new(Entry::new(origin, &signal, Vec::new())))).await;
     }
 
     async fn send(&self, command: Command) {
@@ -147,7 +150,7 @@ async fn an_event_is_stored_once() {
     }
     let unguarded = Origin::Unguarded { container: [7; 32] };
     for _ in 0..2 {
-        bed.send(Command::Signal(Entry::new(unguarded, &signal("nc", 1), Vec::new()))).await;
+        bed.send(Command::Signal(Box::new(Entry::new(unguarded, &signal("nc", 1), Vec::new())))).await;
     }
     bed.close().await;
     assert_eq!(bed.ids(SignalFilter::default()).await, [4, 3, 2, 1]);
@@ -267,10 +270,10 @@ async fn signals_of_a_process_and_its_ancestors_are_related() {
         (event(42, shell, 5), vec![shell]),
         (event(42, shell, u64::MAX), vec![shell, nc]),
     ] {
-        bed.send(Command::Signal(Entry::new(origin, &signal("nc", 1), kin))).await;
+        bed.send(Command::Signal(Box::new(Entry::new(origin, &signal("nc", 1), kin)))).await;
     }
     for number in 0..20 {
-        bed.send(Command::Signal(Entry::new(event(44, nc, number), &signal("nc", 1), vec![nc]))).await;
+        bed.send(Command::Signal(Box::new(Entry::new(event(44, nc, number), &signal("nc", 1), vec![nc])))).await;
     }
     bed.close().await;
     let page = bed.store.readers().page(Filter::new(None).unwrap(), Range::After(0, u64::MAX), 100).await.unwrap();
@@ -365,39 +368,9 @@ async fn what_is_folded_into_a_signal_that_is_gone_is_counted() {
     bed.close().await;
     assert_eq!(bed.ids(SignalFilter::default()).await, [2], "what goes on is not old");
     assert_eq!(bed.counters.repeats_lost.get(), 7);
-    let connection = rusqlite::Connection::open(state.path().join(FILE_NAME)).unwrap();
+    let connection = Connection::open(state.path().join(FILE_NAME)).unwrap();
     connection.pragma_update(None, "foreign_keys", true).unwrap();
     connection.execute("DELETE FROM signals", []).unwrap();
     let left: i64 = connection.query_row("SELECT count(*) FROM repeats", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0, "repeats go with their signal");
-}
-
-#[tokio::test]
-async fn a_database_of_the_first_version_is_taken_over() {
-    let state = tempfile::tempdir().unwrap();
-    let path = state.path().join(FILE_NAME);
-    {
-        let connection = rusqlite::Connection::open(&path).unwrap();
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").unwrap();
-        connection.execute_batch(schema::SIGNALS).unwrap();
-        let entry = Entry::new(origin(1), &signal("nc", 5), Vec::new());
-        connection
-            .execute(
-                "INSERT INTO signals (id, origin, time_ns, rule, verdict, severity, tool, category, container_id, image,
-                 pod_namespace, pod_name, body) VALUES (7, ?1, ?2, '', 1, 1, 'nc', '', '', '', '', '', ?3)",
-                rusqlite::params![entry.origin.to_bytes(), entry.time_ns, entry.body],
-            )
-            .unwrap();
-    }
-    let mut bed = Bed::open(state.path(), LIMITS);
-    bed.put(2, signal("nc", 1)).await;
-    bed.send(update(1, 1, 2, 1)).await;
-    bed.close().await;
-    assert_eq!(bed.ids(SignalFilter::default()).await, [8, 7]);
-    assert_eq!(bed.store.readers().signal(7).await.unwrap().unwrap().count, 2);
-    assert_eq!(bed.counters.store_replaced.get(), 0);
-    let version = |connection: &rusqlite::Connection| {
-        connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap()
-    };
-    assert_eq!(version(&rusqlite::Connection::open(path).unwrap()), 3);
 }

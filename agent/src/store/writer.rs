@@ -12,27 +12,40 @@ use std::{
 
 use portcullis_proto::v1::Signal;
 use prost::Message;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{mpsc, watch};
 
 use super::{
     Command, ContainerKey, Limits, StoreError, TriageChange,
     entry::{Entry, Update},
+    habits,
+    health::{Health, Trouble},
     reader::Readers,
-    retention, schema, triage,
+    retention,
+    room::{self, Reserve},
+    schema::{self, Unusable},
+    triage,
 };
 use crate::{clock, counters::Counters};
 
 /// Commands of one transaction at most.
 const BATCH: usize = 256;
-/// A full disk or a busy database may be better a moment later; after that the batch is dropped and counted.
+/// A busy database may be better a moment later; after that the batch is dropped and counted.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
+/// Says whose database it is (file(1) shows it): "Port".
+const APPLICATION_ID: i32 = 0x506f_7274;
 /// Signals that one is said to be related to.
 const RELATED: u32 = 16;
 
 pub(super) struct Writer {
     pub(super) path: PathBuf,
+    pub(super) reserve: Reserve,
+    pub(super) health: Health,
+    /// The disk was full, and there is not plenty of room again.
+    pub(super) starved: bool,
+    /// Signals dropped since the database takes nothing; `None` when it does.
+    pub(super) failing: Option<u64>,
     pub(super) connection: Connection,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
@@ -51,6 +64,10 @@ struct Outcome {
     /// Events that were folded into signals that are gone.
     orphans: u64,
     revision: Option<u64>,
+    /// There may be workloads or habits more than before.
+    learnt: bool,
+    /// Workloads and habits that had to make room.
+    forgotten: u64,
 }
 
 impl Writer {
@@ -68,7 +85,13 @@ impl Writer {
                     self.triage(change);
                 }
             }
-            self.shrink();
+            if self.failing.is_none() {
+                self.shrink();
+                self.end_starvation();
+            }
+            if self.readers.take_suspicion() && !schema::is_sound(&self.connection) {
+                self.replace(&Unusable::Damaged);
+            }
         }
         if let Err(error) = self.connection.close() {
             tracing::warn!(error = %error.1, "the signal database could not be closed");
@@ -96,35 +119,66 @@ impl Writer {
     }
 
     fn write(&mut self, batch: &[Command]) {
+        let mut reason = String::new();
         for attempt in 1..=ATTEMPTS {
             let revision = *self.revision.borrow();
-            match transaction(&mut self.connection, batch, revision) {
-                Ok(outcome) => {
-                    self.counters.duplicates.add(outcome.duplicates);
-                    self.counters.repeats_lost.add(outcome.orphans);
-                    self.stored.fetch_add(outcome.inserted, Ordering::Relaxed);
-                    if let Some(last) = outcome.last_id {
-                        self.last_id.send_replace(u64::try_from(last).unwrap_or(0));
+            match transaction(&mut self.connection, batch, revision, habits::limit(self.limits.max_bytes)) {
+                Ok(outcome) => return self.written(&outcome),
+                Err(error) if schema::is_corrupt(&error) => self.replace(&error.into()),
+                Err(error) if room::is_full(&error, &self.path) => {
+                    reason = error.to_string();
+                    if !self.make_room() {
+                        break;
                     }
-                    if let Some(revision) = outcome.revision {
-                        self.revision.send_replace(revision);
-                    }
-                    return;
                 }
-                Err(error) if schema::is_corrupt(&error) => self.replace(&error),
                 Err(error) => {
-                    tracing::warn!(%error, attempt, "signals could not be stored");
-                    thread::sleep(PAUSE);
+                    reason = error.to_string();
+                    // Whoever waits for what comes after must not wait each time.
+                    if self.failing.is_none() && attempt < ATTEMPTS {
+                        tracing::warn!(%error, attempt, "signals could not be stored");
+                        thread::sleep(PAUSE);
+                    }
                 }
             }
         }
+        self.lost(batch, reason);
+    }
+
+    fn written(&mut self, outcome: &Outcome) {
+        self.counters.duplicates.add(outcome.duplicates);
+        self.counters.repeats_lost.add(outcome.orphans);
+        self.counters.habits_forgotten.add(outcome.forgotten);
+        self.stored.fetch_add(outcome.inserted, Ordering::Relaxed);
+        if let Some(last) = outcome.last_id {
+            self.last_id.send_replace(u64::try_from(last).unwrap_or(0));
+        }
+        if let Some(revision) = outcome.revision {
+            self.revision.send_replace(revision);
+        }
+        if let Some(dropped) = self.failing.take() {
+            self.health.set(self.starved.then_some(Trouble::Full));
+            tracing::info!(dropped, "the signal database takes signals again");
+        }
+    }
+
+    /// Counts what the database did not take. Said once, until it takes something again.
+    fn lost(&mut self, batch: &[Command], reason: String) {
         let signals = batch.iter().filter(|command| matches!(command, Command::Signal(_))).count();
         let signals = u64::try_from(signals).unwrap_or(0);
         self.counters.store_dropped.add(signals);
         let repeats =
             batch.iter().map(|command| if let Command::Update(update) = command { update.added } else { 0 }).sum();
         self.counters.repeats_lost.add(repeats);
-        tracing::error!(signals, repeats, "signals were dropped because the database does not take them");
+        if self.failing.is_none() {
+            tracing::error!(
+                reason,
+                database = %self.path.display(),
+                "signals are dropped and counted (store_dropped): the database does not take them; said once"
+            );
+        }
+        let dropped = self.failing.unwrap_or(0) + signals;
+        self.failing = Some(dropped);
+        self.health.set(Some(Trouble::Failing { reason, dropped }));
     }
 
     /// Not in the batch's transaction: whoever asks is told what came of it.
@@ -143,7 +197,53 @@ impl Writer {
         let _ = answer.send(result);
     }
 
-    fn replace(&mut self, cause: &rusqlite::Error) {
+    /// The disk is full: the oldest signals make room for new ones. Whether it is worth another attempt.
+    fn make_room(&mut self) -> bool {
+        let released = self.reserve.release();
+        if !self.starved {
+            self.starved = true;
+            self.health.set(Some(Trouble::Full));
+            tracing::error!(
+                database = %self.path.display(),
+                "the disk of the signal database is full: new signals take the place of the oldest; said once"
+            );
+        }
+        if let Err(error) = retention::empty_log(&self.connection) {
+            tracing::debug!(%error, "the write-ahead log could not be brought into the database");
+        }
+        self.replace_oldest() || released
+    }
+
+    /// Keeps room for new signals inside the database. Whether there is.
+    fn replace_oldest(&self) -> bool {
+        match retention::by_free_space(&self.connection, self.reserve.kept_free()) {
+            Ok(removed) => {
+                self.removed(removed);
+                self.counters.expired_by_size.add(removed);
+                true
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no room could be made in the signal database");
+                false
+            }
+        }
+    }
+
+    /// Ends it when there is plenty of room again.
+    fn end_starvation(&mut self) {
+        if !self.starved {
+            return;
+        }
+        if self.reserve.take().is_ok_and(|held| held) {
+            self.starved = false;
+            self.health.set(None);
+            tracing::info!(database = %self.path.display(), "there is room on the disk of the signal database again");
+        } else {
+            self.replace_oldest();
+        }
+    }
+
+    fn replace(&mut self, cause: &Unusable) {
         match schema::replace(&self.path, cause, &self.counters) {
             Ok(connection) => {
                 self.connection = connection;
@@ -189,20 +289,25 @@ fn next_revision(newest: u64) -> u64 {
     newest.max(clock::now_ns() / 1000)
 }
 
-fn transaction(connection: &mut Connection, batch: &[Command], revision: u64) -> rusqlite::Result<Outcome> {
+fn transaction(
+    connection: &mut Connection,
+    batch: &[Command],
+    revision: u64,
+    max_habits: u64,
+) -> rusqlite::Result<Outcome> {
     let transaction = connection.transaction()?;
     let mut outcome = Outcome::default();
     let mut revision = next_revision(revision);
     for command in batch {
         match command {
-            Command::Signal(entry) => {
-                if insert(&transaction, entry)? {
+            Command::Signal(entry) => match insert(&transaction, entry)? {
+                Some(Inserted { id, first_time }) => {
                     outcome.inserted += 1;
-                    outcome.last_id = Some(transaction.last_insert_rowid());
-                } else if entry.origin.is_once_only() {
-                    outcome.duplicates += 1;
+                    outcome.last_id = Some(id);
+                    outcome.learnt |= first_time;
                 }
-            }
+                None => outcome.duplicates += u64::from(entry.origin.is_once_only()),
+            },
             Command::Update(update) => {
                 revision += 1;
                 if change(&transaction, update, revision)? {
@@ -212,8 +317,18 @@ fn transaction(connection: &mut Connection, batch: &[Command], revision: u64) ->
                 }
             }
             Command::Image(container, image) => remember_image(&transaction, container, image)?,
-            Command::Expire | Command::Triage(_) => {}
+            Command::Workload(workload, created_ns) => {
+                let [since_ns, now] = [*created_ns, clock::now_ns()].map(|ns| i64::try_from(ns).unwrap_or(i64::MAX));
+                outcome.learnt = true;
+                habits::remember(&transaction, *workload, since_ns.min(now), now)?;
+            }
+            // Writes something in any case: whether the database takes it is to be found out.
+            Command::Expire => transaction.pragma_update(None, "application_id", APPLICATION_ID)?,
+            Command::Triage(_) => {}
         }
+    }
+    if outcome.learnt {
+        outcome.forgotten = habits::forget_surplus(&transaction, max_habits)?;
     }
     transaction.commit()?;
     Ok(outcome)
@@ -236,18 +351,33 @@ fn related(connection: &Connection, entry: &Entry) -> rusqlite::Result<Vec<u64>>
     Ok(ids.split_off(surplus))
 }
 
-/// Whether it was new. (`ON CONFLICT DO NOTHING` would use up an id, and a hole among ids looks like a loss.)
-fn insert(connection: &Connection, entry: &Entry) -> rusqlite::Result<bool> {
+/// A new row of signals.
+struct Inserted {
+    id: i64,
+    first_time: bool,
+}
+
+/// `None` if it was there already. (`ON CONFLICT DO NOTHING` would use up an id, and a hole among ids looks like a loss.)
+fn insert(connection: &Connection, entry: &Entry) -> rusqlite::Result<Option<Inserted>> {
+    let origin = entry.origin.to_bytes();
+    if connection.prepare_cached("SELECT 1 FROM signals WHERE origin = ?1")?.exists([&origin])? {
+        return Ok(None);
+    }
+    let (habit, novelty) = match habits::judge(connection, entry)? {
+        Some(judgement) => (Some(judgement.habit), Some(judgement.novelty)),
+        None => (None, None),
+    };
+    let first_time = novelty.as_ref().is_some_and(|novelty| novelty.first_time);
     // Encoded fields of a message may stand one after the other.
-    let related = Signal { related: related(connection, entry)?, ..Signal::default() };
-    let rows = connection
+    let known_here = Signal { related: related(connection, entry)?, novelty, ..Signal::default() };
+    let id = connection
         .prepare_cached(
             "INSERT INTO signals (origin, time_ns, rule, verdict, severity, tool, category, container_id, image,
-             pod_namespace, pod_name, body) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12
-             WHERE NOT EXISTS (SELECT 1 FROM signals WHERE origin = ?1)",
+             pod_namespace, pod_name, body, first_time, habit)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         )?
-        .execute(params![
-            entry.origin.to_bytes(),
+        .insert(params![
+            origin,
             entry.time_ns,
             entry.rule,
             entry.verdict,
@@ -258,28 +388,37 @@ fn insert(connection: &Connection, entry: &Entry) -> rusqlite::Result<bool> {
             entry.image,
             entry.pod_namespace,
             entry.pod_name,
-            [entry.body.as_slice(), &related.encode_to_vec()].concat(),
+            [entry.body.as_slice(), &known_here.encode_to_vec()].concat(),
+            first_time,
+            habit,
         ])?;
-    Ok(rows == 1)
+    Ok(Some(Inserted { id, first_time }))
 }
 
 /// Whether the signal is still there.
 fn change(connection: &Connection, update: &Update, revision: u64) -> rusqlite::Result<bool> {
-    let rows = connection
+    let found = connection
+        .prepare_cached("SELECT id, habit FROM signals WHERE origin = ?1")?
+        .query_row([update.origin.to_bytes()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)))
+        .optional()?;
+    let Some((id, habit)) = found else { return Ok(false) };
+    connection
         .prepare_cached(
-            "INSERT INTO repeats (id, revision, count, last_ns, body)
-             SELECT id, ?2, ?3, ?4, ?5 FROM signals WHERE origin = ?1
+            "INSERT INTO repeats (id, revision, count, last_ns, body) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, count = excluded.count,
              last_ns = excluded.last_ns, body = excluded.body",
         )?
         .execute(params![
-            update.origin.to_bytes(),
+            id,
             i64::try_from(revision).unwrap_or(i64::MAX),
             i64::try_from(update.count).unwrap_or(i64::MAX),
             update.last_ns,
             update.body,
         ])?;
-    Ok(rows == 1)
+    if let Some(habit) = habit {
+        habits::repeat(connection, habit, update.added, update.last_ns)?;
+    }
+    Ok(true)
 }
 
 fn remember_image(connection: &Connection, container: &ContainerKey, image: &str) -> rusqlite::Result<()> {

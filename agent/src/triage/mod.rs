@@ -26,7 +26,7 @@ use self::{
     related::Common,
     time::{at, ns},
 };
-use crate::store::{Store, StoreError, story::Around};
+use crate::store::{Store, StoreError, habits::Workload, story::Around};
 
 /// Signals of the container that are told.
 const SIGNALS: usize = 200;
@@ -78,6 +78,10 @@ pub async fn story(
     let common = Common::of(&signals, signal.as_ref());
     let related = readers.elsewhere(around.clone(), common, Common::consider).await?.into_list();
     let container = container.or_else(|| signals.last().and_then(|signal| signal.container.clone()));
+    let habits = match container.as_ref().and_then(Workload::of) {
+        Some(workload) => readers.habits(workload).await?,
+        None => Vec::new(),
+    };
     let processes = Processes::new(&signals);
     let timeline = timeline::timeline(&signals, &processes, container.as_ref());
     let next_steps = next_steps::next_steps(&signals, signal.as_ref(), container.as_ref(), &related);
@@ -91,7 +95,7 @@ pub async fn story(
         processes: processes.into_list(),
         timeline,
         related,
-        habits: Vec::new(),
+        habits,
         next_steps,
     }))
 }

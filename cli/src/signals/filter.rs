@@ -51,6 +51,9 @@ pub struct Filter {
     /// For which this CEL expression is true, for example 'signal.process.uid == 0u && "-e" in signal.process.argv'
     #[arg(long = "where", value_name = "EXPRESSION")]
     expression: Option<String>,
+    /// Only what its workload has done for the first time
+    #[arg(long)]
+    first_time: bool,
 }
 
 impl Filter {
@@ -75,7 +78,7 @@ impl Filter {
             pod_name: text(&self.pod),
             expression: text(&self.expression),
             triage_states: self.state.iter().map(|state| v1::TriageState::from(*state).into()).collect(),
-            ..SignalFilter::default()
+            first_time_only: self.first_time,
         })
     }
 }

@@ -21,6 +21,7 @@ const AROUND_MINUTES: i64 = 15;
 pub fn write(out: &mut impl Write, signal: &Signal, screen: Screen) -> io::Result<()> {
     let mut report = Report { out, screen };
     report.what(signal)?;
+    report.novelty(signal)?;
     report.place(signal)?;
     if let Some(process) = &signal.process {
         report.who(process, signal.origin)?;
@@ -106,6 +107,22 @@ impl<W: Write> Report<'_, W> {
             self.safe(state.word(), &format!("{time}  {}{note}", text(author)))?;
         }
         Ok(())
+    }
+
+    /// Whether the workload does such a thing habitually.
+    fn novelty(&mut self, signal: &Signal) -> io::Result<()> {
+        let Some(novelty) = &signal.novelty else { return Ok(()) };
+        self.section("Novelty")?;
+        let habitual = if novelty.habitual { "; habitual" } else { "" };
+        self.field("this", &format!("{}{habitual}", novelty.summary))?;
+        if !novelty.first_time {
+            let days = if novelty.days_seen == 1 { "day" } else { "days" };
+            let seen = format!("{} times before, on {} {days} of the last 32", novelty.times_seen, novelty.days_seen);
+            self.safe("seen", &seen)?;
+            self.safe("first", &novelty.first_seen.map(Time::full).unwrap_or_default())?;
+            self.safe("last", &novelty.last_seen.map(Time::full).unwrap_or_default())?;
+        }
+        self.safe("known since", &novelty.workload_known_since.map(Time::full).unwrap_or_default())
     }
 
     fn place(&mut self, signal: &Signal) -> io::Result<()> {

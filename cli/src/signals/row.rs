@@ -30,6 +30,7 @@ pub fn table(wide: bool, screen: Screen) -> Table {
             text("PARENT"),
             text("EXE"),
             text("IDENTIFIED-BY"),
+            text("NOVELTY"),
         ]);
     }
     columns.push(text("COMMAND"));
@@ -61,6 +62,7 @@ pub fn row(signal: &Signal, wide: bool) -> Vec<Cell> {
             Cell::text(signal.lineage.first().map(parent).unwrap_or_default()),
             Cell::text(process.map(|process| process.exe.as_str()).unwrap_or_default()),
             Cell::text(words(&signal.identified_by, ",")),
+            Cell::text(signal.novelty.as_ref().map(|novelty| novelty.summary.as_str()).unwrap_or_default()),
         ]);
     }
     row.push(match process {

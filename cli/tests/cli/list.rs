@@ -24,10 +24,10 @@ fn table_is_aligned_and_plain_in_a_pipe() {
     let wide = stdout(&node.run(&["signals", "list", "-o", "wide"]));
     let (header, row) = wide.split_once('\n').unwrap();
     assert!(header.contains(
-        "COUNT  STATE  POD             POLICY   UID  PID   PARENT           EXE                  IDENTIFIED-BY"
+        "COUNT  STATE  POD             POLICY   UID  PID   PARENT           EXE                  IDENTIFIED-BY               NOVELTY                      COMMAND"
     ));
     assert!(row.contains(
-        "1      open   shop/web-0/web  default  33   1042  /bin/dash[1042]  /usr/bin/nc.openbsd  resolved_name,invoked_name"
+        "1      open   shop/web-0/web  default  33   1042  /bin/dash[1042]  /usr/bin/nc.openbsd  resolved_name,invoked_name  seen daily since 2023-11-09  nc -e"
     ));
 }
 
@@ -75,6 +75,7 @@ fn json_has_every_field() {
         "lineage",
         "lineageTruncated",
         "message",
+        "novelty",
         "occurrences",
         "operation",
         "origin",
@@ -96,6 +97,9 @@ fn json_has_every_field() {
     let process = "argc argv argvTruncated argvUnconfirmed containerPid cwd cwdTruncated exe exeTruncated filename \
                    filenameTruncated gid invokedName pid places startTime tid tty uid";
     assert_eq!(keys(&json[0]["process"]), process.split_whitespace().collect::<Vec<_>>());
+    let novelty = "daysSeen firstSeen firstTime habitual lastSeen summary timesSeen workloadKnownSince";
+    assert_eq!(keys(&json[0]["novelty"]), novelty.split_whitespace().collect::<Vec<_>>());
+    assert_eq!((&json[0]["novelty"]["timesSeen"], &json[1]["novelty"]), (&40.into(), &Value::Null));
     assert_eq!(json[0]["id"], 3);
     assert_eq!(json[0]["time"], "2023-11-14T22:13:20.123456789Z");
     assert_eq!(json[0]["verdict"], "blocked");
@@ -133,7 +137,7 @@ fn pages_are_followed_up_to_the_limit() {
 fn filters_reach_the_agent() {
     let (node, _agent, data) = node(vec![]);
     let arguments = "signals list --container 0123 --tool nc --category netcat --verdict would_block --severity medium \
-                     --since 2023-11-14T22:13:20Z --until 1h --image i --pod-namespace n --pod p --rule r --oldest-first";
+                     --since 2023-11-14T22:13:20Z --until 1h --image i --pod-namespace n --pod p --rule r --first-time --oldest-first";
     let output = node.run(&arguments.split_whitespace().collect::<Vec<_>>());
     assert_eq!((output.status.code(), stdout(&output)), (Some(0), String::new()));
     assert!(stderr(&output).contains("no signals"));
@@ -147,6 +151,7 @@ fn filters_reach_the_agent() {
     assert!(filter.until.unwrap().seconds > 1_700_000_000);
     let texts = [&filter.tool, &filter.category, &filter.image, &filter.pod_namespace, &filter.pod_name, &filter.rule];
     assert_eq!(texts, ["nc", "netcat", "i", "n", "p", "r"]);
+    assert!(filter.first_time_only);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use portcullis_proto::v1::{Caller, Identification, Measure, Occurrence, Operation, SuppressedCount, Verdict};
+use portcullis_proto::v1::{Caller, Identification, Measure, Novelty, Occurrence, Operation, SuppressedCount, Verdict};
 
 use crate::support::*;
 
@@ -23,6 +23,13 @@ What
   category      netcat
   ATT&CK        T1095
   time          2023-11-14T22:13:20.123456789Z
+
+Novelty
+  this          seen daily since 2023-11-09; habitual
+  seen          40 times before, on 5 days of the last 32
+  first         2023-11-09T22:13:20.123456789Z
+  last          2023-11-13T22:13:20.123456789Z
+  known since   2023-11-05T22:13:20.123456789Z
 
 Where
   container     0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
@@ -77,6 +84,22 @@ Next
     portcullis contain 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef --namespace k8s.io --freeze
 ";
     assert_eq!(report(signal(7)), expected);
+}
+
+#[test]
+fn a_first_time_is_said() {
+    let mut signal = signal(7);
+    let summary = "first time; the workload is known since 3 minutes only";
+    signal.novelty = Some(Novelty {
+        first_time: true,
+        workload_known_since: Some(time(-180)),
+        summary: summary.into(),
+        ..Novelty::default()
+    });
+    let expected =
+        format!("Novelty\n  this          {summary}\n  known since   2023-11-14T22:10:20.123456789Z\n\nWhere\n");
+    let told = report(signal);
+    assert!(told.contains(&expected), "{told}");
 }
 
 #[test]

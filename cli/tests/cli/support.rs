@@ -424,6 +424,16 @@ pub fn signal(id: u64) -> Signal {
         policy_rule: 2,
         count: 1,
         last_time: Some(time(0)),
+        novelty: Some(Novelty {
+            first_seen: Some(time(-5 * 86_400)),
+            last_seen: Some(time(-86_400)),
+            days_seen: 5,
+            times_seen: 40,
+            workload_known_since: Some(time(-9 * 86_400)),
+            habitual: true,
+            summary: "seen daily since 2023-11-09".into(),
+            ..Novelty::default()
+        }),
         ..Signal::default()
     }
 }

@@ -10,8 +10,10 @@ mod exceptions;
 mod independent_client;
 mod learning;
 mod model;
+mod probes;
 mod repeats;
 mod selection;
+mod store;
 mod story;
 mod upstream;
 
@@ -333,7 +335,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
-const TESTS: [Test; 47] = [
+const TESTS: &[Test] = &[
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),
@@ -384,6 +386,9 @@ const TESTS: [Test; 47] = [
     ("a_loop_is_one_signal", repeats::a_loop_is_one_signal),
     ("a_flood_is_counted", repeats::a_flood_is_counted),
     ("a_restarted_agent_goes_on_counting", repeats::a_restarted_agent_goes_on_counting),
+    ("sessions_at_a_steady_pace_are_a_probe", probes::sessions_at_a_steady_pace_are_a_probe),
+    ("what_a_workload_did_before_is_not_new", probes::what_a_workload_did_before_is_not_new),
+    ("a_killed_agent_keeps_what_it_told", store::a_killed_agent_keeps_what_it_told),
 ];
 
 fn check_finds_the_node_in_order(node: &Node) -> Result<()> {
@@ -428,7 +433,8 @@ fn main() -> ExitCode {
     };
     let durations = Arc::new(Mutex::new(Vec::new()));
     let trials = TESTS
-        .into_iter()
+        .iter()
+        .copied()
         .chain(cri::TESTS.into_iter().filter(|_| setup.pods))
         .chain(independent_client::test(&setup))
         .map(|(name, test)| {
