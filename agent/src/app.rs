@@ -16,15 +16,17 @@ use crate::{
     api::{self, NodeFacts, Sources},
     changes::Changes,
     clock,
-    config::Config,
+    config::{Config, Signals},
     containers::Containers,
     containment::{Containment, Means},
     counters::Counters,
     enforcement::{self, Cause, Enforcement, Overrides, PolicyTables},
     events::{EventLoop, EventsError, Stop},
+    export::{Exporter, Progress, Sink, jsonl::JsonLines, ocsf, otlp::Otlp},
     image,
     kernel::{self, Kernel},
     lock::Lock,
+    metrics,
     policies::{self, Policies},
     records::RecordDirectory,
     signal,
@@ -74,7 +76,7 @@ pub struct App {
 
 impl App {
     /// Starts everything, inside a runtime. On failure what was pinned before stays in force.
-    pub fn start(prepared: Prepared) -> anyhow::Result<Self> {
+    pub async fn start(prepared: Prepared) -> anyhow::Result<Self> {
         let Prepared { config, tools, policies, socket_group } = prepared;
         let lock = Lock::take(&config.run_dir)?;
         let report = probe::node();
@@ -82,11 +84,8 @@ impl App {
         tracing::info!(backend = %kernel::published(backend), reason, kernel = report.kernel, "backend chosen");
 
         let counters = Arc::new(Counters::default());
-        let limits = Limits {
-            max_age: Duration::from_secs(u64::from(config.signals.max_age_days.get()) * 24 * 3600),
-            max_bytes: u64::from(config.signals.max_size_mb.get()) << 20,
-        };
-        let (sender, store, store_thread) = store::open(&config.state_dir, limits, Arc::clone(&counters))?;
+        let (sender, store, store_thread) =
+            store::open(&config.state_dir, limits(config.signals), Arc::clone(&counters))?;
 
         let pins = Pins::current(&config.bpffs_root);
         let kernel = Arc::new(Kernel::load(&pins, backend).context("loading the kernel programs")?);
@@ -140,7 +139,7 @@ impl App {
             store.clone(),
             Arc::clone(&counters),
         );
-        let expiry = expire(sender.clone());
+        let expiry = expire_old_signals(sender.clone());
         let forgetting = forget_unused_contents(pins);
         let facts = NodeFacts {
             backend: signal::backend(Some(kernel::published(backend))),
@@ -159,12 +158,18 @@ impl App {
             enforcement: enforcement.clone(),
             containment,
         };
+        let mut background = vec![tokio::spawn(resolver), tokio::spawn(expiry), tokio::spawn(forgetting)];
+        let exporters = start_exporters(&config, &sources, &mut background)?;
+        if let Some(listen) = config.metrics.listen {
+            let database = config.state_dir.join(store::FILE_NAME);
+            background.extend(metrics::start(listen, sources.clone(), exporters, database).await?);
+        }
         let (listener, socket) = api::socket::bind(&config.run_dir, socket_group)?;
         let (shutdown, stopped) = watch::channel(false);
         tracing::info!(socket = %socket.display(), "serving");
         Ok(Self {
             stage: Some(tokio::spawn(stage)),
-            background: vec![tokio::spawn(resolver), tokio::spawn(expiry), tokio::spawn(forgetting)],
+            background,
             server: Some(tokio::spawn(api::serve(listener, sources, stopped))),
             enforcement,
             stop_events,
@@ -226,6 +231,49 @@ impl App {
     }
 }
 
+/// Starts what the configuration asks for.
+fn start_exporters(
+    config: &Config,
+    sources: &Sources,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> anyhow::Result<metrics::Exporters> {
+    let export = &config.export;
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let node = Arc::new(ocsf::Node {
+        name: export.node_name.clone().unwrap_or_else(host),
+        kernel: sources.facts.kernel.clone(),
+        backend: ocsf::enum_name(sources.facts.backend.as_str_name(), "BACKEND_"),
+        cluster: export.cluster_name.clone().unwrap_or_default(),
+    });
+    let mut exporters = metrics::Exporters::new();
+    if let Some(jsonl) = &export.jsonl {
+        let sink = JsonLines::new(&jsonl.path, u64::from(jsonl.max_size_mb.get()) << 20, jsonl.keep.into());
+        exporters.push(start_exporter(sink, config, sources, &node, tasks));
+    }
+    if let Some(otlp) = &export.otlp {
+        let endpoint = otlp.endpoint.endpoint().context("the collector's address")?;
+        let timeout = Duration::from_secs(otlp.timeout_seconds.get().into());
+        let counters = Arc::clone(&sources.counters);
+        let sink = Otlp::new(endpoint, otlp.headers.metadata(), timeout, &node, counters);
+        exporters.push(start_exporter(sink, config, sources, &node, tasks));
+    }
+    Ok(exporters)
+}
+
+fn start_exporter<S: Sink>(
+    sink: S,
+    config: &Config,
+    sources: &Sources,
+    node: &Arc<ocsf::Node>,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> (&'static str, watch::Receiver<Progress>) {
+    let (store, counters) = (sources.store.clone(), Arc::clone(&sources.counters));
+    let exporter = Exporter::new(sink, store, Arc::clone(node), &config.state_dir, counters);
+    let progress = exporter.progress();
+    tasks.push(tokio::spawn(exporter.run()));
+    (S::NAME, progress)
+}
+
 /// Waits for a part; one that has ended is not waited for again.
 async fn ended<F, E, J>(part: &mut Option<F>) -> anyhow::Result<()>
 where
@@ -256,8 +304,16 @@ fn reload_on_changes(mut changes: Changes, enforcement: Enforcement, counters: A
     Ok(())
 }
 
-/// Applies retention by age.
-async fn expire(sender: store::Sender) {
+/// What is kept of signals.
+fn limits(signals: Signals) -> Limits {
+    Limits {
+        max_age: Duration::from_secs(u64::from(signals.max_age_days.get()) * 24 * 3600),
+        max_bytes: u64::from(signals.max_size_mb.get()) << 20,
+    }
+}
+
+/// Has retention by age applied from time to time.
+async fn expire_old_signals(sender: store::Sender) {
     let mut ticks = interval(EXPIRE_INTERVAL);
     loop {
         ticks.tick().await;

@@ -1,13 +1,19 @@
 //! The configuration file: one struct a section, every value checked where it is read.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
+    net::SocketAddr,
     num::NonZeroU32,
     ops::Deref,
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
+use tonic::{
+    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
+    transport::Endpoint,
+};
 
 /// Read when `--config` is not given; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/portcullis/portcullis.toml";
@@ -36,6 +42,10 @@ pub struct Config {
     pub signals: Signals,
     /// See [`Log`].
     pub log: Log,
+    /// See [`Export`].
+    pub export: Export,
+    /// See [`Metrics`].
+    pub metrics: Metrics,
 }
 
 /// `backend`.
@@ -67,7 +77,7 @@ pub struct Shim {
 }
 
 /// `[signals]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Signals {
     /// Retention by age.
@@ -92,6 +102,133 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// `[export]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Export {
+    /// What findings call this node; the host's name unless told.
+    pub node_name: Option<String>,
+    /// And its cluster.
+    pub cluster_name: Option<String>,
+    /// See [`Jsonl`]. Unset: there is no such file.
+    pub jsonl: Option<Jsonl>,
+    /// See [`Otlp`]. Unset: nothing is sent.
+    pub otlp: Option<Otlp>,
+}
+
+/// `[export.jsonl]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jsonl {
+    /// The file.
+    pub path: AbsolutePath,
+    /// Size at which a new one is begun.
+    #[serde(default = "jsonl_size")]
+    pub max_size_mb: NonZeroU32,
+    /// Former files that are kept.
+    #[serde(default = "jsonl_keep")]
+    pub keep: u8,
+}
+
+fn jsonl_size() -> NonZeroU32 {
+    const { NonZeroU32::new(64) }.unwrap_or(NonZeroU32::MIN)
+}
+
+const fn jsonl_keep() -> u8 {
+    4
+}
+
+/// `[export.otlp]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Otlp {
+    /// The collector's gRPC address.
+    pub endpoint: Collector,
+    /// Sent with each request.
+    #[serde(default)]
+    pub headers: Headers,
+    /// How long a request may take.
+    #[serde(default = "otlp_timeout")]
+    pub timeout_seconds: NonZeroU32,
+}
+
+fn otlp_timeout() -> NonZeroU32 {
+    const { NonZeroU32::new(10) }.unwrap_or(NonZeroU32::MIN)
+}
+
+/// `http://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Collector(String);
+
+impl TryFrom<String> for Collector {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.starts_with("https:") {
+            return Err(
+                "https is not spoken: send to a collector on this node by http, which may send on by https".into()
+            );
+        }
+        let collector = Self(text);
+        let endpoint = collector.endpoint().map_err(|error| format!("{:?} is no address: {error}", collector.0))?;
+        match endpoint.uri().scheme_str() {
+            Some("http") => Ok(collector),
+            _ => Err(format!("{:?} is not of the form http://HOST:PORT", collector.0)),
+        }
+    }
+}
+
+impl Collector {
+    /// To connect to.
+    pub fn endpoint(&self) -> Result<Endpoint, tonic::transport::Error> {
+        Endpoint::from_shared(self.0.clone())
+    }
+}
+
+/// Names and values that can be sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "BTreeMap<String, String>")]
+pub struct Headers(Vec<(String, String)>);
+
+fn header(name: &str, value: &str) -> Result<(AsciiMetadataKey, AsciiMetadataValue), String> {
+    let key =
+        name.parse().map_err(|_| format!("{name:?} can't be a header's name: lower case letters, digits, -, _"))?;
+    // Not the value: it may be a secret.
+    let value = value.is_ascii().then(|| value.parse().ok()).flatten();
+    Ok((key, value.ok_or_else(|| format!("the value of the header {name:?} is not plain ASCII"))?))
+}
+
+impl TryFrom<BTreeMap<String, String>> for Headers {
+    type Error = String;
+
+    fn try_from(headers: BTreeMap<String, String>) -> Result<Self, String> {
+        for (name, value) in &headers {
+            header(name, value)?;
+        }
+        Ok(Self(headers.into_iter().collect()))
+    }
+}
+
+impl Headers {
+    /// As gRPC sends them.
+    pub fn metadata(&self) -> MetadataMap {
+        let mut map = MetadataMap::new();
+        for (key, value) in self.0.iter().filter_map(|(name, value)| header(name, value).ok()) {
+            map.insert(key, value);
+        }
+        map
+    }
+}
+
+/// `[metrics]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where Prometheus finds them. Unset: nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// A path that means the same whatever the working directory is.
@@ -154,6 +291,8 @@ impl Default for Config {
             shim: Shim::default(),
             signals: Signals::default(),
             log: Log::default(),
+            export: Export::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -250,7 +389,8 @@ mod tests {
     fn shipped_file_names_every_key() {
         for key in ["run_dir", "bpffs_root", "state_dir", "policy_dir", "catalog_dir", "backend", "inner", "format"]
             .into_iter()
-            .chain(["# group", "max_age_days", "max_size_mb"])
+            .chain(["# group", "max_age_days", "max_size_mb", "# node_name", "# cluster_name", "# listen"])
+            .chain(["# path", "# max_size_mb", "# keep", "# endpoint", "# headers", "# timeout_seconds"])
         {
             assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
         }
@@ -267,6 +407,30 @@ mod tests {
         assert!(backend.contains("auto") && backend.starts_with("p.toml:1:11: "), "{backend}");
         assert!(error("[shim]\ninner = \"bin/shim\"\n").contains("neither"));
         assert!(error("[log\n").starts_with("p.toml:1:"));
+    }
+
+    #[test]
+    fn what_the_shipped_file_proposes_makes_sense() {
+        let proposed: Vec<_> = SHIPPED.lines().filter_map(|line| line.strip_prefix("# ")).collect();
+        let begin = proposed.iter().position(|line| *line == "[export.jsonl]").unwrap();
+        let proposed = proposed[begin..].iter().copied().take_while(|line| !line.starts_with("listen"));
+        let proposed = proposed.filter(|line| line.starts_with('[') || line.contains(" = "));
+        let config = Config::parse(Path::new("p.toml"), &proposed.collect::<Vec<_>>().join("\n")).unwrap();
+        let (jsonl, otlp) = (config.export.jsonl.unwrap(), config.export.otlp.unwrap());
+        assert_eq!((jsonl.max_size_mb, jsonl.keep, otlp.timeout_seconds), (jsonl_size(), jsonl_keep(), otlp_timeout()));
+        assert!(!otlp.headers.metadata().is_empty());
+    }
+
+    #[test]
+    fn a_collectors_address_and_headers_are_checked() {
+        let otlp = |rest: &str| error(&format!("[export.otlp]\n{rest}\n"));
+        assert!(otlp("endpoint = \"https://c:4317\"").contains("collector on this node"));
+        assert!(otlp("endpoint = \"c:4317\"").contains("http://HOST:PORT"));
+        assert!(otlp("endpoint = \"http://\"").contains("is no address"));
+        let secret = otlp("endpoint = \"http://c:4317\"\nheaders = { token = \"sécret\" }");
+        assert!(secret.contains("token") && !secret.contains("cret\""), "{secret}");
+        assert!(otlp("endpoint = \"http://c:4317\"\nheaders = { \"a b\" = \"x\" }").contains("a header's name"));
+        assert!(error("[metrics]\nlisten = \"localhost\"\n").starts_with("p.toml:2:10: "));
     }
 
     #[test]

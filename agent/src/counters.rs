@@ -109,6 +109,16 @@ counters! {
         repeats_lost,
         /// Events told by their number only, in a signal `signals_suppressed`, because their container made too many.
         signals_suppressed,
+        /// Signals that retention removed before an exporter had handed them over.
+        export_gap,
+        /// Findings that an exporter's receiver refused for what they are.
+        export_refused,
+        /// Attempts of exporters that failed; each is repeated.
+        export_failures,
+        /// Exporters that began anew because what says how far they had come could not be read.
+        export_cursors_lost,
+        /// Times that how far an exporter has come could not be written down.
+        export_cursors_unwritten,
     }
     suppressed {
         /// One of the arguments contained what the rule excepts.

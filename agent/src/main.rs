@@ -14,6 +14,7 @@
 //! | [`containerd`] | the calls of containerd's API that these two need |
 //! | [`store`] | SQLite |
 //! | [`api`] | gRPC |
+//! | [`export`], [`metrics`] | signals and numbers for others: OCSF as JSON lines and over OTLP, Prometheus |
 //! | [`counters`] | everything that was dropped or refused |
 #![forbid(unsafe_code)]
 
@@ -29,11 +30,13 @@ mod containment;
 mod counters;
 mod enforcement;
 mod events;
+mod export;
 mod files;
 mod image;
 mod kernel;
 mod lock;
 mod logging;
+mod metrics;
 mod notify;
 mod policies;
 mod publish;
@@ -102,7 +105,7 @@ async fn serve(prepared: Prepared) -> anyhow::Result<()> {
     let mut terminate = unix_signal(SignalKind::terminate()).context("catching SIGTERM")?;
     let mut interrupt = unix_signal(SignalKind::interrupt()).context("catching SIGINT")?;
     let mut hangup = unix_signal(SignalKind::hangup()).context("catching SIGHUP")?;
-    let mut app = App::start(prepared)?;
+    let mut app = App::start(prepared).await?;
     notify::state("READY=1");
     let outcome = loop {
         tokio::select! {

@@ -155,4 +155,4 @@ pub async fn serve(
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -46,18 +46,18 @@ impl KernelCounters for NoKernel {
     }
 }
 
-struct Bed {
+pub struct Bed {
     /// What containment does to the kernel.
-    directory: tempfile::TempDir,
+    pub directory: tempfile::TempDir,
     sender: Sender,
-    sources: Sources,
+    pub sources: Sources,
     tables: Arc<FakeTables>,
     shutdown: sync::watch::Sender<bool>,
     socket: PathBuf,
     _signals: sync::mpsc::Sender<Item>,
 }
 
-fn bed() -> Bed {
+pub fn bed() -> Bed {
     let directory = tempfile::tempdir().unwrap();
     let counters = Arc::new(Counters::default());
     let limits = Limits { max_age: Duration::from_secs(3600), max_bytes: 1 << 30 };
@@ -118,7 +118,7 @@ impl Bed {
         SignalServiceClient::new(self.channel().await)
     }
 
-    async fn put(&self, number: u64, tool: &str) {
+    pub async fn put(&self, number: u64, tool: &str) {
         put_into(&self.sender, number, tool).await;
     }
 

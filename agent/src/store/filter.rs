@@ -53,12 +53,19 @@ pub enum FilterError {
 }
 
 impl Filter {
+    /// Everything.
+    pub fn all() -> Self {
+        Self {
+            conditions: Vec::new(),
+            values: Vec::new(),
+            expression: None,
+            fingerprint: fingerprint(&SignalFilter::default()),
+        }
+    }
+
     /// Checks a request's filter; unset means everything.
     pub fn new(filter: Option<&SignalFilter>) -> Result<Self, FilterError> {
-        let Some(filter) = filter else {
-            let fingerprint = fingerprint(&SignalFilter::default());
-            return Ok(Self { conditions: Vec::new(), values: Vec::new(), expression: None, fingerprint });
-        };
+        let Some(filter) = filter else { return Ok(Self::all()) };
         let verdict = Verdict::try_from(filter.verdict)
             .map_err(|_| FilterError::Unknown { field: "verdict", value: filter.verdict })?;
         let severity = Severity::try_from(filter.min_severity)
