@@ -19,6 +19,11 @@ PACKAGE = "portcullis.v1."
 SECONDS = 30
 
 
+def connect(socket):
+    # gRPC's C core would send the socket's path as the authority, which the agent's HTTP/2 library refuses.
+    return grpc.insecure_channel(f"unix:{socket}", options=[("grpc.default_authority", "localhost")])
+
+
 class Client:
     def __init__(self, channel):
         self.channel = channel
@@ -34,6 +39,15 @@ class Client:
         )
         response = call(GetMessageClass(types.input_type)(**fields), timeout=SECONDS)
         return MessageToDict(response, always_print_fields_with_no_presence=True)
+
+    def stream(self, service, method, /, **fields):
+        types = self.pool.FindServiceByName(service).FindMethodByName(method)
+        call = self.channel.unary_stream(
+            f"/{service}/{method}",
+            request_serializer=GetMessageClass(types.input_type).SerializeToString,
+            response_deserializer=GetMessageClass(types.output_type).FromString,
+        )
+        return call(GetMessageClass(types.input_type)(**fields))
 
     def services(self):
         return [name for name in self.reflection.get_services() if name.startswith(PACKAGE)]
@@ -54,8 +68,7 @@ class Client:
 
 
 def main(socket, page_size="0"):
-    # gRPC's C core would send the socket's path as the authority, which the agent's HTTP/2 library refuses.
-    with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.default_authority", "localhost")]) as channel:
+    with connect(socket) as channel:
         client = Client(channel)
         found = {
             "health": {service: client.health(service) for service in client.services()},
@@ -64,4 +77,5 @@ def main(socket, page_size="0"):
     json.dump(found, sys.stdout, indent=2)
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
