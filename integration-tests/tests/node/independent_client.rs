@@ -103,7 +103,8 @@ fn normal(key: &str, value: &Value) -> Value {
 
 fn normal_text(key: &str, text: &str) -> String {
     let enumeration = match key {
-        "time" | "lastTime" | "startTime" | "created" | "ended" => {
+        "time" | "lastTime" | "startTime" | "created" | "ended" | "firstSeen" | "lastSeen" | "workloadKnownSince"
+        | "firstTime" => {
             let (seconds, fraction) = text.trim_end_matches('Z').split_once('.').unwrap_or((text, ""));
             return format!("{}.{fraction:0<9}Z", seconds.trim_end_matches('Z'));
         }
@@ -115,6 +116,9 @@ fn normal_text(key: &str, text: &str) -> String {
         "origin" => "ORIGIN_",
         "backend" => "BACKEND_",
         "measures" => "MEASURE_",
+        "state" => "TRIAGE_STATE_",
+        "kind" => "KIND_",
+        "transport" => "TRANSPORT_",
         _ => return text.to_owned(),
     };
     match text.strip_prefix(enumeration) {
