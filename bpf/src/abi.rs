@@ -7,7 +7,7 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// `PORTCULLIS_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// `NAME_LEN`: bytes of a name in the tables, including at least one NUL.
 pub const NAME_LEN: usize = 64;
@@ -487,6 +487,35 @@ abi_enum! {
     }
 }
 
+abi_enum! {
+    /// `enum operation`: what a process does on the network.
+    Operation {
+        /// It begins a connection, or gives a datagram socket its other end.
+        Connect = 1,
+        /// It sends a datagram from a socket that has no other end.
+        Send = 2,
+        /// It gives a socket its own address.
+        Bind = 3,
+        /// It waits for connections.
+        Listen = 4,
+        /// It opens a raw or packet socket.
+        RawSocket = 5,
+        /// It sends a datagram to a name server that its socket is connected to.
+        Question = 6,
+    }
+}
+abi_enum! {
+    /// `enum transport`.
+    Transport {
+        /// TCP, multipath or not.
+        Tcp = 1,
+        /// UDP.
+        Udp = 2,
+        /// Every other protocol.
+        Other = 3,
+    }
+}
+
 /// `enum identified_by`, bits.
 pub mod identified_by {
     /// The last component of the path given to execve(2).
@@ -544,7 +573,7 @@ pub mod flags {
 }
 
 /// Members of `struct counters`, each a `u64`, in order.
-pub const COUNTERS: [&str; 10] = [
+pub const COUNTERS: [&str; 13] = [
     "events_lost",
     "events_reduced",
     "process_storage_failed",
@@ -555,6 +584,9 @@ pub const COUNTERS: [&str; 10] = [
     "content_read_failed",
     "scratch_failed",
     "container_read_failed",
+    "activities_lost",
+    "activities_over_budget",
+    "datagram_read_failed",
 ];
 
 /// Bytes of `struct ancestor`.
@@ -642,6 +674,65 @@ pub struct Ancestor {
     pub exe: Vec<u8>,
     /// Arguments; none when the image was started before the guard.
     pub argv: Vec<Vec<u8>>,
+}
+
+/// `DATAGRAM_LEN`: bytes of a datagram that are looked at.
+pub const DATAGRAM_LEN: usize = 512;
+/// Bytes of `struct activity`.
+pub const ACTIVITY_SIZE: usize = 4 * 4 + 8 + (3 * 8 + 2 * 4) + 20 + 4;
+
+/// `struct flagged`: which event a process was last reported by. Each member is that event's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Flagged {
+    /// The guarded cgroup.
+    pub cgroup_id: u64,
+    /// When the process began, nanoseconds of `CLOCK_BOOTTIME`.
+    pub start_time_ns: u64,
+    /// When the event was made, nanoseconds of `CLOCK_BOOTTIME`.
+    pub time_ns: u64,
+    /// Process id as the node sees it.
+    pub pid: u32,
+}
+
+/// What a reported process, or a descendant of it, did on the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Activity {
+    /// What it did.
+    pub operation: Operation,
+    /// By which protocol.
+    pub transport: Transport,
+    /// The process that did it, as the node sees it.
+    pub pid: u32,
+    /// Nanoseconds of `CLOCK_BOOTTIME`.
+    pub time_ns: u64,
+    /// The event that it belongs to.
+    pub by: Flagged,
+    /// The other end; of a socket that is bound or listens, its own.
+    pub endpoint: Option<SocketAddr>,
+    /// The beginning of what was sent to a name server; empty when it is not known.
+    pub datagram: Vec<u8>,
+}
+
+impl Activity {
+    /// Reads one record of the ring buffer `activities`.
+    pub fn decode(record: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader { rest: record, len: record.len() };
+        let found = reader.u32()?;
+        if found != ABI_VERSION {
+            return Err(DecodeError::Version { found });
+        }
+        let operation = reader.u32()?.try_into()?;
+        let transport = reader.u32()?.try_into()?;
+        let (pid, time_ns) = (reader.u32()?, reader.u64()?);
+        let (cgroup_id, start_time_ns) = (reader.u64()?, reader.u64()?);
+        let by = Flagged { cgroup_id, start_time_ns, time_ns: reader.u64()?, pid: reader.u32()? };
+        let _unused = reader.u32()?;
+        let endpoint = reader.endpoint()?;
+        let len = reader.u32()?;
+        let len = usize::try_from(len).ok().filter(|len| *len <= DATAGRAM_LEN);
+        let datagram = reader.bytes(len.ok_or(DecodeError::Short { len: record.len() })?)?.to_vec();
+        Ok(Self { operation, transport, pid, time_ns, by, endpoint, datagram })
+    }
 }
 
 /// Why bytes from the ring buffer are no event.
@@ -888,6 +979,28 @@ mod tests {
         let mut bounds = record(0, b"");
         bounds[ancestors..ancestors + 4].copy_from_slice(&1_000_000u32.to_ne_bytes());
         assert!(matches!(Event::decode(&bounds), Err(DecodeError::Bounds { .. })));
+    }
+
+    #[test]
+    fn an_activity_is_whole_or_none() {
+        let mut record = [ABI_VERSION, Operation::Send as u32, Transport::Udp as u32, 7].map(u32::to_ne_bytes).concat();
+        record.extend([1u64, 2, 3, 4].map(u64::to_ne_bytes).concat());
+        record.extend([5u32, 0].map(u32::to_ne_bytes).concat());
+        record.extend([AF_INET, 53].map(u16::to_ne_bytes).concat());
+        record.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        record.extend(3u32.to_ne_bytes());
+        assert_eq!(record.len(), ACTIVITY_SIZE);
+        record.extend(b"abc and what is left of the room");
+        let activity = Activity::decode(&record).unwrap();
+        assert_eq!((activity.operation, activity.transport, activity.pid), (Operation::Send, Transport::Udp, 7));
+        assert_eq!(activity.by, Flagged { cgroup_id: 2, start_time_ns: 3, time_ns: 4, pid: 5 });
+        assert_eq!((activity.endpoint, activity.datagram.as_slice()), ("10.0.0.1:53".parse().ok(), &b"abc"[..]));
+        for len in 0..ACTIVITY_SIZE + 3 {
+            assert!(Activity::decode(&record[..len]).is_err(), "{len}");
+        }
+        record[ACTIVITY_SIZE - 4..ACTIVITY_SIZE].copy_from_slice(&513u32.to_ne_bytes());
+        record.resize(2 * ACTIVITY_SIZE + DATAGRAM_LEN, 0);
+        assert!(Activity::decode(&record).is_err(), "more than the kernel can have written");
     }
 
     #[test]

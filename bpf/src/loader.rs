@@ -37,7 +37,8 @@ pub fn object() -> &'static [u8] {
 const SLOTS_PER_CPU: u32 = 4;
 
 /// The maps that outlive the agent.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 19] = [
+    "activities",
     "build_id",
     "comm_patterns",
     "container_stats",
@@ -47,6 +48,7 @@ const MAPS: [&str; 17] = [
     "exceptions",
     "fingerprints",
     "loader_options",
+    "marks",
     "multicall_prefixes",
     "names",
     "patterns",

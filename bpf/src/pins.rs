@@ -9,12 +9,15 @@ use crate::{Backend, abi::ABI_VERSION};
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/portcullis";
 
 /// The programs that are attached to each container's cgroup (backend `lsm`), and the LSM hook of each.
-pub const LSM_PROGRAMS: [(&str, &str); 5] = [
+pub const LSM_PROGRAMS: [(&str, &str); 8] = [
     ("pc_bprm_check", "bprm_check_security"),
     ("pc_bprm_committed", "bprm_committed_creds"),
     ("pc_mmap_file", "mmap_file"),
     ("pc_socket_connect", "socket_connect"),
     ("pc_socket_create", "socket_create"),
+    ("pc_socket_bind", "socket_bind"),
+    ("pc_socket_listen", "socket_listen"),
+    ("pc_socket_sendmsg", "socket_sendmsg"),
 ];
 
 const FORK: (&str, &str) = ("pc_sched_fork", "sched_process_fork");

@@ -10,8 +10,9 @@ use portcullis_bpf::{
     Backend,
     abi::{
         self, Action, Behaviour, Comm, Container, ContainerStats, Decision, Event, Exception, ExceptionKey,
-        FingerprintKey, Hook, Identity, Kind, LoaderOption, Mode, NameKey, NamePrefix, Pattern, PatternKey,
-        PatternList, RuleKey, Ruling, UidRange, Verdict, container_flags, exception_flags, flags, identified_by, place,
+        FingerprintKey, Hook, Identity, Kind, LoaderOption, Mode, NameKey, NamePrefix, Operation, Pattern, PatternKey,
+        PatternList, RuleKey, Ruling, Transport, UidRange, Verdict, container_flags, exception_flags, flags,
+        identified_by, place,
     },
     loader,
 };
@@ -284,6 +285,43 @@ fn enums_of_exceptions_and_events() {
             ("EVENT_REDUCED", flags::EVENT_REDUCED),
         ],
     );
+}
+
+#[test]
+fn activities() {
+    assert_enum(
+        "operation",
+        &[
+            ("OPERATION_CONNECT", Operation::Connect as u32),
+            ("OPERATION_SEND", Operation::Send as u32),
+            ("OPERATION_BIND", Operation::Bind as u32),
+            ("OPERATION_LISTEN", Operation::Listen as u32),
+            ("OPERATION_RAW_SOCKET", Operation::RawSocket as u32),
+            ("OPERATION_QUESTION", Operation::Question as u32),
+        ],
+    );
+    assert_enum(
+        "transport",
+        &[
+            ("TRANSPORT_TCP", Transport::Tcp as u32),
+            ("TRANSPORT_UDP", Transport::Udp as u32),
+            ("TRANSPORT_OTHER", Transport::Other as u32),
+        ],
+    );
+    let flagged = [("cgroup_id", 0), ("start_time_ns", 8), ("time_ns", 16), ("pid", 24), ("unused", 28)];
+    assert_layout("flagged", 32, &flagged);
+    // The order in which the decoder reads.
+    let members = [
+        ("abi_version", 0),
+        ("operation", 4),
+        ("transport", 8),
+        ("pid", 12),
+        ("time_ns", 16),
+        ("by", 24),
+        ("endpoint", 56),
+        ("datagram_len", 76),
+    ];
+    assert_layout("activity", abi::ACTIVITY_SIZE, &members);
 }
 
 #[test]

@@ -8,7 +8,7 @@
 #ifndef PORTCULLIS_ABI_H
 #define PORTCULLIS_ABI_H
 
-#define PORTCULLIS_ABI_VERSION 5
+#define PORTCULLIS_ABI_VERSION 6
 
 /* Enums are members and values here: 32 bits each, on both sides. */
 #define ASSERT_ENUM_IS_U32(name) _Static_assert(sizeof(enum name) == sizeof(__u32), #name)
@@ -38,6 +38,8 @@
 #define PATTERN_LEN 128
 /* Tools of one execution that exceptions are looked for. */
 #define EXCEPTED_MAX 2
+/* Bytes of a datagram to a name server that are looked at: the question comes first. */
+#define DATAGRAM_LEN 512
 /* Of event.rule: what was found is no policy's business. */
 #define NO_RULE 0xffffffff
 
@@ -322,6 +324,10 @@ struct counters {
 	__u64 content_read_failed;
 	__u64 scratch_failed;
 	__u64 container_read_failed;
+	/* Of what reported processes do on the network: no room, too much of one process, memory that was not there. */
+	__u64 activities_lost;
+	__u64 activities_over_budget;
+	__u64 datagram_read_failed;
 };
 
 /* The other end of a socket. */
@@ -387,6 +393,50 @@ struct event {
 	char cwd[PATH_LEN];
 };
 
+/* What a process does on the network. */
+enum operation {
+	OPERATION_CONNECT = 1,
+	/* A datagram from a socket that has no other end. */
+	OPERATION_SEND = 2,
+	OPERATION_BIND = 3,
+	OPERATION_LISTEN = 4,
+	/* A raw or packet socket is opened. */
+	OPERATION_RAW_SOCKET = 5,
+	/* A datagram to a name server, from a socket that is connected to it. */
+	OPERATION_QUESTION = 6,
+};
+
+enum transport {
+	TRANSPORT_TCP = 1,
+	TRANSPORT_UDP = 2,
+	TRANSPORT_OTHER = 3,
+};
+
+/* The event that a process was last reported by, itself or as an ancestor's child: as in that struct event. */
+struct flagged {
+	__u64 cgroup_id;
+	__u64 start_time_ns;
+	__u64 time_ns;
+	__u32 pid;
+	__u32 unused;
+};
+
+/* One record of the ring buffer `activities`: this, and then datagram_len bytes or more. */
+struct activity {
+	__u32 abi_version;
+	enum operation operation;
+	enum transport transport;
+	/* The process that does it. */
+	__u32 pid;
+	/* Nanoseconds of CLOCK_BOOTTIME. */
+	__u64 time_ns;
+	struct flagged by;
+	/* The other end; of a socket that is bound or listens, its own. */
+	struct endpoint endpoint;
+	/* Of what is sent to a name server; 0 when it is not known. */
+	__u32 datagram_len;
+};
+
 ASSERT_ENUM_IS_U32(mode);
 ASSERT_ENUM_IS_U32(backend);
 ASSERT_ENUM_IS_U32(action);
@@ -401,5 +451,7 @@ ASSERT_ENUM_IS_U32(exception_flags);
 ASSERT_ENUM_IS_U32(pattern_list);
 ASSERT_ENUM_IS_U32(hook);
 ASSERT_ENUM_IS_U32(event_flags);
+ASSERT_ENUM_IS_U32(operation);
+ASSERT_ENUM_IS_U32(transport);
 
 #endif

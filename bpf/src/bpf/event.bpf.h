@@ -102,6 +102,8 @@ static __always_inline void fill_facts(struct event *event, const struct executi
 	event->exe[0] = 0;
 	event->cwd[0] = 0;
 	fill_names(event, exec);
+	if (exec->verdict == VERDICT_DETECTED || exec->verdict == VERDICT_WOULD_BLOCK)
+		mark_process(event, exec->in.container.backend);
 }
 
 static __always_inline void fill_paths(struct slot *slot, const struct execution *exec)

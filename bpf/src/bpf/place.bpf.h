@@ -77,6 +77,20 @@ static __always_inline bool read_remote(struct endpoint *to, u64 address)
 	return false;
 }
 
+/* A socket's own end. */
+static __always_inline bool read_local(struct endpoint *to, u64 address)
+{
+	struct sock *sock = (void *)address;
+
+	to->family = BPF_CORE_READ(sock, __sk_common.skc_family);
+	to->port = BPF_CORE_READ(sock, __sk_common.skc_num);
+	if (to->family == AF_INET)
+		return bpf_core_read(to->address, 4, &sock->__sk_common.skc_rcv_saddr) == 0;
+	if (to->family == AF_INET6)
+		return bpf_core_read(to->address, 16, &sock->__sk_common.skc_v6_rcv_saddr) == 0;
+	return false;
+}
+
 static __always_inline bool is_internet_socket(struct task_struct *task, u32 fd, struct endpoint *remote)
 {
 	struct fdtable *table = BPF_CORE_READ(task, files, fdt);

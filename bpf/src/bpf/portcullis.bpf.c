@@ -3,7 +3,7 @@
  * Portcullis in the kernel: what happens when something in a guarded container calls execve(2), or opens a socket that
  * programs of its kind have no business with.
  *
- * Backend lsm (kernel 6.0): five programs on each container's own cgroup. A kernel attaches cgroups' programs to ten
+ * Backend lsm (kernel 6.0): eight programs on each container's own cgroup. A kernel attaches cgroups' programs to ten
  * different hooks at most.
  *   pc_bprm_check      before the point of no return: a match that the policy blocks ends in EPERM, and so does whatever is
  *                      executed in a locked container.
@@ -12,17 +12,19 @@
  *   pc_mmap_file       a file is mapped as code: a match that the policy blocks ends in EPERM.
  *   pc_socket_connect  a shell or an interpreter connects a socket: the same.
  *   pc_socket_create   something opens a raw or packet socket: the same.
+ *   pc_socket_bind, pc_socket_listen, pc_socket_sendmsg
+ *                      and the two before: what a reported process does is told.
  * Backend tracepoint (kernel 5.17, for bpf_loop): two programs for the whole node.
  *   pc_sched_exec      the exec is final: reports, and ends with SIGKILL what the policy blocks, and whatever is executed in a
  *                      locked container, before its first instruction in user space.
  *   pc_tcp_connect     a shell or an interpreter connects by TCP, the only protocol whose connecting has a tracepoint;
- *                      SIGKILL comes before it can send anything.
+ *                      SIGKILL comes before it can send anything. What a reported process connects, or listens on, is told.
  * Both:
- *   pc_sched_fork      a shell's child is a shell.
+ *   pc_sched_fork      a shell's child is a shell, and a reported process's child is that process's doing.
  *
  * Parts: maps.bpf.h, task.bpf.h (whose is it), identify.bpf.h (what is it) with fingerprint.bpf.h (by its content),
  * command.bpf.h (by what it was told to run), comm.bpf.h (by a pattern of its comm) and place.bpf.h (where it is),
- * except.bpf.h (may it all the same), socket.bpf.h (what does it do), path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling). Each helper's
+ * except.bpf.h (may it all the same), socket.bpf.h (what does it do) and activity.bpf.h (after it was reported), path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling). Each helper's
  * failure is counted.
  */
 #include "vmlinux_min.h"
@@ -45,6 +47,7 @@
 #include "comm.bpf.h"
 #include "identify.bpf.h"
 #include "except.bpf.h"
+#include "activity.bpf.h"
 #include "event.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -225,37 +228,109 @@ int BPF_PROG(pc_mmap_file, struct file *file, unsigned long reqprot, unsigned lo
 	return report_or_deny(&exec);
 }
 
+/* The same of a socket that the current process connects to exec->match.remote. */
+static __always_inline int judge_connection(struct execution *exec)
+{
+	u32 behaviour = connecting_behaviour();
+
+	if (!behaviour || !is_ours(exec, BACKEND_LSM))
+		return ALLOW;
+	fill_running(exec);
+	consider(exec, behaviour, BY_SOCKET);
+	return may_pass(exec) ? ALLOW : report_or_deny(exec);
+}
+
 SEC("lsm_cgroup/socket_connect")
 int BPF_PROG(pc_socket_connect, struct socket *sock, struct sockaddr *address, int addrlen)
 {
 	struct execution exec = { .hook = HOOK_SOCKET_CONNECT };
-	u32 behaviour = connecting_behaviour();
 
-	if (!behaviour || !read_address(&exec.match.remote, argument(ctx, 1)) || !is_ours(&exec, BACKEND_LSM))
+	if (!connecting_behaviour() && !current_mark(BACKEND_LSM))
 		return ALLOW;
-	fill_running(&exec);
-	consider(&exec, behaviour, BY_SOCKET);
-	return may_pass(&exec) ? ALLOW : report_or_deny(&exec);
+	if (!read_address(&exec.match.remote, argument(ctx, 1)))
+		return ALLOW;
+	if (judge_connection(&exec) == DENY)
+		return DENY;
+	tell(BACKEND_LSM, OPERATION_CONNECT, (u64)BPF_CORE_READ(sock, sk), &exec.match.remote);
+	return ALLOW;
+}
+
+/* The same of a raw socket that the current process opens. */
+static __always_inline int judge_raw_socket(struct execution *exec)
+{
+	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+	struct process *process;
+
+	if (!is_ours(exec, BACKEND_LSM) || is_runtime(&exec->in.container))
+		return ALLOW;
+	fill_running(exec);
+	consider(exec, RAW_SOCKET, BY_SOCKET);
+	if (may_pass(exec))
+		return ALLOW;
+	process = bpf_task_storage_get(&processes, leader, NULL, 0);
+	/* A tool was reported, and this is what such tools do. */
+	if (process && process->tool && exec->match.action != ACTION_BLOCK)
+		return ALLOW;
+	return report_or_deny(exec);
 }
 
 SEC("lsm_cgroup/socket_create")
 int BPF_PROG(pc_socket_create, int family, int type, int protocol, int kern)
 {
-	struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
 	struct execution exec = { .hook = HOOK_SOCKET_CREATE };
-	struct process *process;
 
-	if (kern || !is_raw(family, type) || !is_ours(&exec, BACKEND_LSM) || is_runtime(&exec.in.container))
+	if (kern || !is_raw(family, type))
 		return ALLOW;
-	fill_running(&exec);
-	consider(&exec, RAW_SOCKET, BY_SOCKET);
-	if (may_pass(&exec))
+	if (judge_raw_socket(&exec) == DENY)
+		return DENY;
+	tell(BACKEND_LSM, OPERATION_RAW_SOCKET, 0, &exec.match.remote);
+	return ALLOW;
+}
+
+SEC("lsm_cgroup/socket_bind")
+int BPF_PROG(pc_socket_bind, struct socket *sock, struct sockaddr *address, int addrlen)
+{
+	struct endpoint endpoint = {};
+
+	if (current_mark(BACKEND_LSM) && read_address(&endpoint, argument(ctx, 1)))
+		tell(BACKEND_LSM, OPERATION_BIND, (u64)BPF_CORE_READ(sock, sk), &endpoint);
+	return ALLOW;
+}
+
+SEC("lsm_cgroup/socket_listen")
+int BPF_PROG(pc_socket_listen, struct socket *sock, int backlog)
+{
+	struct endpoint endpoint = {};
+	u64 sk;
+
+	if (!current_mark(BACKEND_LSM))
 		return ALLOW;
-	process = bpf_task_storage_get(&processes, leader, NULL, 0);
-	/* A tool was reported, and this is what such tools do. */
-	if (process && process->tool && exec.match.action != ACTION_BLOCK)
+	sk = (u64)BPF_CORE_READ(sock, sk);
+	if (read_local(&endpoint, sk))
+		tell(BACKEND_LSM, OPERATION_LISTEN, sk, &endpoint);
+	return ALLOW;
+}
+
+/* Datagrams only. Where a connected socket's go was told when it was connected, so of those only questions are. */
+SEC("lsm_cgroup/socket_sendmsg")
+int BPF_PROG(pc_socket_sendmsg, struct socket *sock, struct msghdr *message, int size)
+{
+	struct endpoint endpoint = {};
+	u64 sk, name;
+
+	if (!current_mark(BACKEND_LSM))
 		return ALLOW;
-	return report_or_deny(&exec);
+	sk = (u64)BPF_CORE_READ(sock, sk);
+	if (transport_of(sk) != TRANSPORT_UDP)
+		return ALLOW;
+	name = (u64)BPF_CORE_READ(message, msg_name);
+	if (name ? !read_address(&endpoint, name) : !read_remote(&endpoint, sk))
+		return ALLOW;
+	if (endpoint.port == DNS_PORT)
+		tell_question(name ? OPERATION_SEND : OPERATION_QUESTION, sk, argument(ctx, 1), &endpoint);
+	else if (name)
+		tell(BACKEND_LSM, OPERATION_SEND, sk, &endpoint);
+	return ALLOW;
 }
 
 SEC("tp_btf/sched_process_exec")
@@ -276,23 +351,39 @@ int BPF_PROG(pc_sched_exec, struct task_struct *task, int old_pid, struct linux_
 	return 0;
 }
 
-/* States change in interrupts as well, but a connection is begun by the process that wants it. */
+/* Reports a connection where the policy wants to know of it. Whether the process goes on. */
+static __always_inline bool judge_tcp_connection(struct execution *exec)
+{
+	u32 behaviour = connecting_behaviour();
+
+	if (!behaviour || !is_ours(exec, BACKEND_TRACEPOINT))
+		return true;
+	fill_running(exec);
+	consider(exec, behaviour, BY_SOCKET);
+	if (may_pass(exec))
+		return true;
+	report_or_kill(exec);
+	return exec->verdict != VERDICT_KILLED;
+}
+
+/* States change in interrupts as well, but a connection is begun, and a socket listens, by the process that wants it. */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(pc_tcp_connect, const struct sock *sock, int old_state, int new_state)
 {
 	struct execution exec = { .hook = HOOK_TCP_CONNECT };
-	u32 behaviour;
+	u64 sk = argument(ctx, 0);
 
-	if (new_state != TCP_SYN_SENT)
+	if (new_state != TCP_SYN_SENT && new_state != TCP_LISTEN)
 		return 0;
-	behaviour = connecting_behaviour();
-	if (!behaviour || !read_remote(&exec.match.remote, argument(ctx, 0)) || !is_ours(&exec, BACKEND_TRACEPOINT))
+	if (!connecting_behaviour() && !current_mark(BACKEND_TRACEPOINT))
 		return 0;
-	fill_running(&exec);
-	consider(&exec, behaviour, BY_SOCKET);
-	if (may_pass(&exec))
+	if (new_state == TCP_LISTEN) {
+		if (read_local(&exec.match.remote, sk))
+			tell(BACKEND_TRACEPOINT, OPERATION_LISTEN, sk, &exec.match.remote);
 		return 0;
-	report_or_kill(&exec);
+	}
+	if (read_remote(&exec.match.remote, sk) && judge_tcp_connection(&exec))
+		tell(BACKEND_TRACEPOINT, OPERATION_CONNECT, sk, &exec.match.remote);
 	return 0;
 }
 
@@ -300,5 +391,6 @@ SEC("tp_btf/sched_process_fork")
 int BPF_PROG(pc_sched_fork, struct task_struct *parent, struct task_struct *child)
 {
 	hand_on_talker(parent, child);
+	hand_on_mark(parent, child);
 	return 0;
 }

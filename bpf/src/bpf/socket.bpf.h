@@ -7,6 +7,7 @@
 #define SOCK_PACKET 10
 #define AF_PACKET 17
 #define TCP_SYN_SENT 2
+#define TCP_LISTEN 10
 
 /*
  * A process that runs a shell or an interpreter. Kept with the task, and handed on when it forks: `sh -c '(…) &'` leaves

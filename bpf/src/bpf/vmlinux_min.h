@@ -78,17 +78,49 @@ struct in6_addr {
 
 struct sock_common {
 	u32 skc_daddr;
+	u32 skc_rcv_saddr;
 	u16 skc_dport;
+	/* In host byte order. */
+	u16 skc_num;
 	unsigned short skc_family;
 	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
 };
 
 struct sock {
 	struct sock_common __sk_common;
+	u16 sk_protocol;
 };
 
 struct socket {
 	struct sock *sk;
+};
+
+struct iovec {
+	void *iov_base;
+	u64 iov_len;
+};
+
+enum iter_type {
+	ITER_UBUF,
+	ITER_IOVEC,
+};
+
+struct iov_iter {
+	u8 iter_type;
+	u64 count;
+	const struct iovec *__iov;
+	void *ubuf;
+};
+
+/* Up to 6.3. */
+struct iov_iter___6_3 {
+	const struct iovec *iov;
+};
+
+struct msghdr {
+	void *msg_name;
+	struct iov_iter msg_iter;
 };
 
 struct ns_common {
