@@ -8,13 +8,15 @@ use std::{
 };
 
 use portcullis_bpf::{
-    abi::{ANCESTORS_MAX, ARGV_LEN, CommKey, Event, NAME_LEN, NameKey, NamePrefix, PREFIXES_MAX},
+    abi::{
+        ANCESTORS_MAX, ARGV_LEN, Activity, CommKey, DATAGRAM_LEN, Event, NAME_LEN, NameKey, NamePrefix, PREFIXES_MAX,
+    },
     fingerprint::{HEAD_LEN, of_file, of_head},
 };
 use portcullis_policy::{
     arrange::arrange,
     catalog::{Catalog, Kind},
-    compile, decide, identity,
+    compile, decide, dns, identity,
     policyset::{Choice, MODE_ANNOTATION, PolicySet},
     record::{ContainerRecord, file_name},
     select::Facts,
@@ -35,6 +37,22 @@ pub fn event(data: &[u8]) {
     assert!(strings.iter().all(|string| !string.contains(&0)));
     assert_eq!(Event::decode(data), Ok(event.clone()));
     assert!(Event::decode(&data[..data.len().min(100)]).is_err(), "a part of a record is none");
+}
+
+/// What a process does on the network, a datagram to a name server, and the words of a command.
+pub fn dns(data: &[u8]) {
+    if let Ok(activity) = Activity::decode(data) {
+        assert!(activity.datagram.len() <= DATAGRAM_LEN);
+    }
+    let words: Vec<Vec<u8>> = data.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+    let tools = ["dig", "nslookup", "host", "drill", "kdig", "delv"];
+    let asked = tools.into_iter().filter_map(|tool| dns::from_arguments(tool, &words));
+    for question in asked.chain(dns::from_datagram(data)) {
+        assert!(!question.name.is_empty() && question.name.len() <= 4 * 255, "{question:?}");
+        assert!(
+            [&question.name, &question.kind].into_iter().all(|text| text.bytes().all(|byte| byte.is_ascii_graphic()))
+        );
+    }
 }
 
 /// A file's content, and an entry of a catalogue made of the same bytes.

@@ -15,6 +15,7 @@
 //! | [`repeat`] | when an execution is told as the repeat of an earlier one |
 //! | [`compile`] | catalogue and policy → kernel tables |
 //! | [`decide`] | what comes of one execution: as the kernel programs decide it |
+//! | [`dns`] | what a DNS tool asks for, from its arguments or a datagram |
 //! | [`identity`] | the id that a compiled policy has in the kernel's tables |
 //! | [`strictness`] | whether one policy may be taken in another's place without loosening anything |
 //! | [`arrange`] | several policies → the order in which they are tried, for the policy set |
@@ -37,6 +38,7 @@ pub mod comm;
 pub mod compile;
 #[cfg(feature = "source")]
 pub mod decide;
+pub mod dns;
 #[cfg(feature = "source")]
 pub mod exceptions;
 #[cfg(feature = "source")]
