@@ -119,6 +119,8 @@ counters! {
         export_cursors_lost,
         /// Times that how far an exporter has come could not be written down.
         export_cursors_unwritten,
+        /// What processes did on the network whose signal is not in the store: suppressed, omitted, or removed by retention.
+        activity_unmatched,
     }
     suppressed {
         /// One of the arguments contained what the rule excepts.

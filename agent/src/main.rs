@@ -37,6 +37,7 @@ mod kernel;
 mod lock;
 mod logging;
 mod metrics;
+mod network;
 mod notify;
 mod policies;
 mod publish;

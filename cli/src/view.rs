@@ -14,7 +14,11 @@ use crate::time::Time;
 
 /// An enum of the API with the word for each value. `Unknown` stands for unset and for values newer than this program.
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($value:ident = $word:literal),+ $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident { $($values:tt)+ }) => {
+        words! { $(#[$doc])* $name: v1::$name { $($values)+ } }
+    };
+    // Where the API has it within a message.
+    ($(#[$doc:meta])* $name:ident: $proto:ty { $($value:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum $name { Unknown, $($value),+ }
@@ -26,13 +30,13 @@ macro_rules! words {
             }
         }
 
-        impl From<v1::$name> for $name {
-            fn from(value: v1::$name) -> Self {
-                match value { v1::$name::Unspecified => Self::Unknown, $(v1::$name::$value => Self::$value),+ }
+        impl From<$proto> for $name {
+            fn from(value: $proto) -> Self {
+                match value { <$proto>::Unspecified => Self::Unknown, $(<$proto>::$value => Self::$value),+ }
             }
         }
 
-        impl From<$name> for v1::$name {
+        impl From<$name> for $proto {
             fn from(value: $name) -> Self {
                 match value { $name::Unknown => Self::Unspecified, $($name::$value => Self::$value),+ }
             }
@@ -151,6 +155,22 @@ words! {
     }
 }
 
+words! {
+    /// By which protocol.
+    Transport: v1::network_operation::Transport { Tcp = "tcp", Udp = "udp", Other = "other" }
+}
+words! {
+    /// What a process does on the network.
+    Kind: v1::network_operation::Kind {
+        Connect = "connect",
+        Send = "send",
+        Bind = "bind",
+        Listen = "listen",
+        RawSocket = "raw_socket",
+        DnsQuery = "dns_query"
+    }
+}
+
 fn time(time: Option<prost_types::Timestamp>) -> Option<Time> {
     time.as_ref().and_then(Time::from_proto)
 }
@@ -185,6 +205,7 @@ pub struct Signal {
     pub occurrences: Vec<Occurrence>,
     pub suppressed: Vec<SuppressedCount>,
     pub novelty: Option<Novelty>,
+    pub network: Option<NetworkActivity>,
 }
 
 /// Whether its workload does such a thing habitually.
@@ -200,6 +221,29 @@ pub struct Novelty {
     pub workload_known_since: Option<Time>,
     pub habitual: bool,
     pub summary: String,
+}
+
+/// What a signal's process, and what it started, did on the network.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkActivity {
+    pub operations: Vec<NetworkOperation>,
+    pub omitted: u64,
+}
+
+/// One operation, however often.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkOperation {
+    pub kind: Kind,
+    pub transport: Transport,
+    pub endpoint: Option<Endpoint>,
+    pub dns_name: String,
+    pub dns_type: String,
+    pub pid: u32,
+    pub first_time: Option<Time>,
+    pub last_time: Option<Time>,
+    pub count: u64,
 }
 
 /// An event that was folded into a signal.
@@ -229,6 +273,7 @@ pub struct SignalUpdate {
     pub count: u64,
     pub last_time: Option<Time>,
     pub triage: Option<Triage>,
+    pub network: Option<NetworkActivity>,
 }
 
 /// What people make of a signal.
@@ -444,7 +489,7 @@ impl From<v1::Signal> for Signal {
             policy: signal.policy,
             policy_rule: signal.policy_rule,
             message: signal.message,
-            remote: signal.remote.map(|remote| Endpoint { address: remote.address, port: remote.port }),
+            remote: signal.remote.map(Into::into),
             related: signal.related,
             operation: signal.operation.map(Into::into),
             triage: signal.triage.map(Into::into),
@@ -453,6 +498,7 @@ impl From<v1::Signal> for Signal {
             occurrences: signal.occurrences.into_iter().map(Into::into).collect(),
             suppressed: signal.suppressed.into_iter().map(Into::into).collect(),
             novelty: signal.novelty.map(Into::into),
+            network: signal.network.map(Into::into),
         }
     }
 }
@@ -500,6 +546,34 @@ impl From<v1::SuppressedCount> for SuppressedCount {
     }
 }
 
+impl From<v1::Endpoint> for Endpoint {
+    fn from(endpoint: v1::Endpoint) -> Self {
+        Self { address: endpoint.address, port: endpoint.port }
+    }
+}
+
+impl From<v1::NetworkActivity> for NetworkActivity {
+    fn from(activity: v1::NetworkActivity) -> Self {
+        Self { operations: activity.operations.into_iter().map(Into::into).collect(), omitted: activity.omitted }
+    }
+}
+
+impl From<v1::NetworkOperation> for NetworkOperation {
+    fn from(operation: v1::NetworkOperation) -> Self {
+        Self {
+            kind: operation.kind().into(),
+            transport: operation.transport().into(),
+            endpoint: operation.endpoint.map(Into::into),
+            dns_name: operation.dns_name,
+            dns_type: operation.dns_type,
+            pid: operation.pid,
+            first_time: time(operation.first_time),
+            last_time: time(operation.last_time),
+            count: operation.count,
+        }
+    }
+}
+
 impl From<v1::SignalUpdate> for SignalUpdate {
     fn from(update: v1::SignalUpdate) -> Self {
         Self {
@@ -507,6 +581,7 @@ impl From<v1::SignalUpdate> for SignalUpdate {
             count: update.count,
             last_time: time(update.last_time),
             triage: update.triage.map(Into::into),
+            network: update.network.map(Into::into),
         }
     }
 }

@@ -28,6 +28,7 @@ pub struct Signal {
     pub occurrences: Vec<Occurrence>,
     pub suppressed: Vec<SuppressedCount>,
     pub novelty: Option<Novelty>,
+    pub network: Option<NetworkActivity>,
 }
 
 /// What is new of a signal.
@@ -40,6 +41,28 @@ pub struct Novelty {
     pub times_seen: u64,
     pub habitual: bool,
     pub summary: String,
+}
+
+/// What its process did on the network.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[allow(missing_docs)]
+pub struct NetworkActivity {
+    pub operations: Vec<NetworkOperation>,
+    pub omitted: u64,
+}
+
+/// One operation, however often.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct NetworkOperation {
+    pub kind: String,
+    pub transport: String,
+    pub endpoint: Option<Endpoint>,
+    pub dns_name: String,
+    pub dns_type: String,
+    pub pid: u32,
+    pub count: u64,
 }
 
 /// An event that was folded into a signal.

@@ -26,6 +26,11 @@ fn event() {
 }
 
 #[test]
+fn dns() {
+    replay("dns", targets::dns);
+}
+
+#[test]
 fn fingerprint() {
     replay("fingerprint", targets::fingerprint);
 }

@@ -93,13 +93,13 @@ impl Folding {
         })
     }
 
-    /// Counts an event if it is a repeat. The event's own time is what counts: it may have waited for the agent.
-    pub fn fold(&mut self, common: Common, event: &Event, offset: BootOffset) -> bool {
+    /// Counts an event if it is a repeat: in whose signal? The event's own time is what counts: it may have waited for the agent.
+    pub fn fold(&mut self, common: Common, event: &Event, offset: BootOffset) -> Option<Origin> {
         while let Some(&(until_ns, ended)) = self.order.first().filter(|(until_ns, _)| *until_ns <= event.time_ns) {
             self.order.remove(&(until_ns, ended));
             self.remove(ended);
         }
-        let Some(folded) = self.folded.get_mut(&common) else { return false };
+        let folded = self.folded.get_mut(&common)?;
         let differs = self.hasher.hash_one(&event.argv) != folded.argv;
         if folded.count == folded.told {
             self.changed.push(common);
@@ -111,7 +111,7 @@ impl Folding {
             folded.occurrences.pop_front();
         }
         folded.occurrences.push_back(occurrence(event, wall_ns, differs));
-        true
+        Some(folded.origin)
     }
 
     /// Later repeats are folded into this event's signal. Returns how many others were forgotten to make room for it.
@@ -221,7 +221,7 @@ mod tests {
     fn see(folding: &mut Folding, event: &Event, repeat: Repeat) -> bool {
         let offset = BootOffset::now();
         let Some(common) = folding.common(event, v1::Origin::Container, repeat) else { return false };
-        let is_repeat = folding.fold(common, event, offset);
+        let is_repeat = folding.fold(common, event, offset).is_some();
         if !is_repeat {
             folding.begin(common, event, repeat, origin(event), offset);
         }
@@ -322,7 +322,7 @@ mod tests {
         for uid in 0..u32::try_from(CAPACITY).unwrap() {
             let event = Event { uid: 5000 + uid, ..event(1) };
             let common = folding.common(&event, v1::Origin::Container, Repeat::default()).unwrap();
-            assert!(!folding.fold(common, &event, BootOffset::now()));
+            assert_eq!(folding.fold(common, &event, BootOffset::now()), None);
             forgotten += folding.begin(common, &event, Repeat::default(), origin(&event), BootOffset::now());
         }
         assert_eq!((forgotten, folding.folded.len(), folding.order.len()), (1, CAPACITY, CAPACITY));

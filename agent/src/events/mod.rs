@@ -8,12 +8,14 @@
 //! | [`probes`] | exec sessions that come at a steady pace |
 //! | [`repeats`] | what a rule has reported of late |
 //! | [`folding`] | repeats become a count in the signal of the first |
+//! | [`activity`] | what reported processes do on the network, on its way to their signals |
 //! | [`rates`] | how many new signals a container may make |
 //! | [`suppressed`] | what is more than that, told by number |
 //!
 //! When the stage behind is busy this thread waits: events then stay in the ring buffer, which survives the agent, and
 //! what does not fit in there is counted by the kernel.
 
+mod activity;
 mod folding;
 mod probes;
 mod rates;
@@ -34,8 +36,9 @@ use portcullis_bpf::{
     abi::{Event, Verdict},
     guard::{Guard, GuardError},
     pins::Pins,
-    ring::Events,
+    ring::{Activities, Events},
 };
+use portcullis_proto::v1;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
@@ -61,6 +64,8 @@ use crate::{
 
 /// Events read before records are looked at again.
 const ROUND: usize = 256;
+/// Activities read before events are looked at again.
+const ACTIVITY_ROUND: usize = 1024;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// At most so often the store is told what became of a signal that it has.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
@@ -102,6 +107,7 @@ impl Stop {
 /// The thread's state.
 pub struct EventLoop {
     ring: Events,
+    activities: Activities,
     watch: Watch,
     stop: Arc<OwnedFd>,
     tracker: Tracker,
@@ -114,6 +120,7 @@ pub struct EventLoop {
     folding: Folding,
     rates: Rates,
     suppressed: Suppressed,
+    activity: activity::Pending,
     updated: Instant,
     /// The counter of repeats that came too late for their signal, as it was when last looked at.
     repeats_lost: u64,
@@ -133,6 +140,7 @@ impl EventLoop {
         counters: Arc<Counters>,
     ) -> Result<(Self, Stop), EventsError> {
         let ring = Events::open(pins)?;
+        let activities = Activities::open(pins)?;
         let guard = Guard::open(pins.clone())?;
         // First the watch, then the reading: nothing falls between.
         let watch = Watch::new(directory.path()).map_err(EventsError::Watch)?;
@@ -147,6 +155,7 @@ impl EventLoop {
         let handle = Stop(Arc::clone(&stop));
         let this = Self {
             ring,
+            activities,
             watch,
             stop,
             tracker,
@@ -159,6 +168,7 @@ impl EventLoop {
             folding: Folding::default(),
             rates: Rates::default(),
             suppressed: Suppressed::default(),
+            activity: activity::Pending::default(),
             updated: Instant::now(),
             repeats_lost: 0,
             signals,
@@ -175,7 +185,8 @@ impl EventLoop {
         loop {
             let started = Instant::now();
             self.read_records()?;
-            let drained = self.read_events()?;
+            let read_events = self.read_events()?;
+            let drained = self.read_activities()? && read_events;
             if self.has_updates() && self.updated.elapsed() >= UPDATE_INTERVAL {
                 self.send_updates()?;
             }
@@ -213,7 +224,7 @@ impl EventLoop {
     }
 
     fn has_updates(&self) -> bool {
-        self.folding.has_changed() || self.suppressed.has_changed()
+        self.folding.has_changed() || self.suppressed.has_changed() || self.activity.has_changed()
     }
 
     /// Tells the store what became of signals that it has.
@@ -230,7 +241,12 @@ impl EventLoop {
         for item in updates.chain(self.suppressed.items(&self.containers, BootOffset::now())) {
             self.send(item)?;
         }
-        Ok(())
+        self.send_activity()
+    }
+
+    fn send_activity(&mut self) -> Result<(), EventsError> {
+        let activity = self.activity.take();
+        activity.into_iter().try_for_each(|(origin, activity)| self.send(Item::Network(origin, activity)))
     }
 
     fn send(&self, item: Item) -> Result<(), EventsError> {
@@ -242,6 +258,7 @@ impl EventLoop {
         let mut fds = [
             PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.activities.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.watch.as_fd(), PollFlags::IN),
         ];
         let timeout = Timespec::try_from(timeout).ok();
@@ -281,6 +298,29 @@ impl EventLoop {
         Ok(false)
     }
 
+    /// Reads a round of activities. Whether their ring buffer is empty now.
+    fn read_activities(&mut self) -> Result<bool, EventsError> {
+        let offset = BootOffset::now();
+        for _ in 0..ACTIVITY_ROUND {
+            match self.activities.next_activity() {
+                None => return Ok(true),
+                Some(Ok(seen)) => {
+                    if let Some(operation) = activity::operation(&seen, offset) {
+                        self.activity.add(seen.by, operation);
+                    }
+                }
+                Some(Err(error)) => {
+                    self.counters.decode_errors.increment();
+                    tracing::warn!(%error, "a record of the ring buffer is no activity");
+                }
+            }
+            if self.activity.is_full() {
+                self.send_activity()?;
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether the policy omits an event from what is reported. What was stopped is always told.
     fn is_omitted(&mut self, event: &Event) -> bool {
         if !matches!(event.verdict, Verdict::Detected | Verdict::WouldBlock) {
@@ -309,12 +349,18 @@ impl EventLoop {
         }
         let repeat = self.tools.repeat(event);
         let common = self.folding.common(event, came_by, repeat);
-        if common.is_some_and(|common| self.folding.fold(common, event, offset)) {
+        let tool = self.tools.tool_id(event).unwrap_or_default();
+        let question = activity::question(event, &tool, offset);
+        if let Some(first) = common.and_then(|common| self.folding.fold(common, event, offset)) {
             self.counters.repeats_folded.increment();
+            self.activity.folded(event, first);
+            if let Some(question) = question {
+                self.activity.add(activity::flagged(event), question);
+            }
             return Ok(());
         }
         if !self.rates.allow(event.cgroup_id, event.time_ns) {
-            self.suppress(event);
+            self.suppress(event, tool);
             return Ok(());
         }
         let name = RecordName::Cgroup(event.cgroup_id);
@@ -328,7 +374,8 @@ impl EventLoop {
             self.counters.events_without_record.increment();
             tracing::warn!(cgroup_id = event.cgroup_id, "an event's container has no record");
         }
-        let signal = signal::from_event(event, came_by, container.as_ref(), &self.tools, offset);
+        let mut signal = signal::from_event(event, came_by, container.as_ref(), &self.tools, offset);
+        signal.network = question.map(|question| v1::NetworkActivity { operations: vec![question], omitted: 0 });
         let process = Process { pid: event.pid, start_time_ns: event.start_time_ns };
         let origin = Origin::Event { cgroup_id: event.cgroup_id, process, time_ns: event.time_ns };
         if let Some(common) = common {
@@ -347,7 +394,7 @@ impl EventLoop {
     }
 
     /// Counts what is too much to be told.
-    fn suppress(&mut self, event: &Event) {
+    fn suppress(&mut self, event: &Event, tool: String) {
         if self.counters.signals_suppressed.get() == 0 {
             tracing::warn!(
                 cgroup_id = event.cgroup_id,
@@ -355,6 +402,6 @@ impl EventLoop {
             );
         }
         self.counters.signals_suppressed.increment();
-        self.suppressed.add(event, self.tools.tool_id(event).unwrap_or_default());
+        self.suppressed.add(event, tool);
     }
 }

@@ -155,7 +155,7 @@ mod tests {
                 assert_eq!(pending.signal.rule, "signals_suppressed");
                 None
             }
-            Item::Workload(..) => None,
+            Item::Workload(..) | Item::Network(..) => None,
         });
         let counts: Vec<u64> = counts.collect();
         (items.len() - counts.len(), counts)

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, future::pending, sync::Arc, time::Duration};
 
-use portcullis_proto::v1::Signal;
+use portcullis_proto::v1::{NetworkActivity, Signal};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     containers::{Containers, Image},
     counters::Counters,
+    network,
     records::RecordName,
     store::{
         Command, Sender, StoreError,
@@ -34,6 +35,8 @@ pub enum Item {
     Update(Update),
     /// A container of a workload was created, at this time in nanoseconds since 1970.
     Workload(Workload, u64),
+    /// What the process of one that came before has done on the network since.
+    Network(Origin, NetworkActivity),
 }
 
 /// A signal that may lack its image.
@@ -55,6 +58,8 @@ struct Waiting {
     pending: Box<Pending>,
     /// What was folded into it in the meantime.
     update: Option<Update>,
+    /// What its process has done.
+    network: Option<NetworkActivity>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,7 +85,7 @@ pub async fn complete_signals(
         tokio::select! {
             received = items.recv() => match received {
                 Some(Item::Signal(pending)) => {
-                    let mut new = Waiting { deadline: Instant::now() + PATIENCE, pending, update: None };
+                    let mut new = Waiting { deadline: Instant::now() + PATIENCE, pending, update: None, network: None };
                     match complete(&mut new.pending, &containers) {
                         Fate::Wait => waiting.push_back(new),
                         fate => put(&store, new, fate, &counters).await?,
@@ -93,6 +98,12 @@ pub async fn complete_signals(
                 },
                 Some(Item::Workload(workload, created_ns)) => {
                     store.send(Command::Workload(workload, created_ns)).await?;
+                }
+                Some(Item::Network(origin, activity)) => {
+                    match waiting.iter_mut().find(|one| one.pending.origin == origin) {
+                        Some(one) => network::merge(one.network.get_or_insert_default(), activity),
+                        None => store.send(Command::Network(origin, activity)).await?,
+                    }
                 }
                 None => break,
             },
@@ -155,8 +166,11 @@ async fn put(store: &Sender, waiting: Waiting, fate: Fate, counters: &Counters) 
     }
     let Pending { origin, signal, kin, .. } = *waiting.pending;
     store.send(Command::Signal(Box::new(Entry::new(origin, &signal, kin)))).await?;
-    match waiting.update {
-        Some(update) => store.send(Command::Update(update)).await,
+    if let Some(update) = waiting.update {
+        store.send(Command::Update(update)).await?;
+    }
+    match waiting.network {
+        Some(activity) => store.send(Command::Network(origin, activity)).await,
         None => Ok(()),
     }
 }

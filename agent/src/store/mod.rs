@@ -44,12 +44,12 @@ use std::{
     time::Duration,
 };
 
-use portcullis_proto::v1::Triage;
+use portcullis_proto::v1::{NetworkActivity, Triage};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
-    entry::{Entry, Update},
+    entry::{Entry, Origin, Update},
     habits::Workload,
     health::Health,
     reader::Readers,
@@ -158,6 +158,8 @@ pub enum Command {
     Signal(Box<Entry>),
     /// Tell what was folded into a signal.
     Update(Update),
+    /// Add to what a signal's process has done on the network.
+    Network(Origin, NetworkActivity),
     /// Remember a container's image.
     Image(ContainerKey, String),
     /// Give signals a state.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis_proto::v1::{Habit, Signal, SignalUpdate, SummarizeSignalsResponse, Triage, WatchGap};
+use portcullis_proto::v1::{Habit, NetworkActivity, Signal, SignalUpdate, SummarizeSignalsResponse, Triage, WatchGap};
 use prost::Message;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params, params_from_iter, types::Value};
 use tokio::sync::Semaphore;
@@ -23,7 +23,7 @@ use super::{
 
 /// Queries at a time; more wait.
 const CONNECTIONS: usize = 4;
-/// Encoded bytes after which a page ends. A client takes messages of 4 MB, and a signal is at most about 12 kB.
+/// Encoded bytes after which a page ends. A client takes messages of 4 MB, and a signal is at most about 40 kB.
 const PAGE_BYTES: usize = 1 << 20;
 
 /// Rows that an expression looks at for one page, and how long it may take for that: then the page ends, full or not.
@@ -208,10 +208,11 @@ fn open(path: &std::path::Path) -> rusqlite::Result<Connection> {
 }
 
 /// What [`decode_row`] reads, and from where.
-pub(super) const WHOLE: &str = "signals.id, signals.body, repeats.body, triage.body";
-pub(super) const TABLES: &str = "signals LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)";
+pub(super) const WHOLE: &str = "signals.id, signals.body, repeats.body, triage.body, network.body";
+pub(super) const TABLES: &str =
+    "signals LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id) LEFT JOIN network USING (id)";
 
-/// A whole signal from the four columns of [`WHOLE`] that begin at this one.
+/// A whole signal from the five columns of [`WHOLE`] that begin at this one.
 pub(super) fn decode_row(row: &Row<'_>, first: usize) -> Result<Signal, StoreError> {
     let id = u64::try_from(row.get::<_, i64>(first)?).unwrap_or_default();
     let bytes = |column| row.get_ref(column)?.as_blob_or_null().map_err(rusqlite::Error::from);
@@ -219,6 +220,10 @@ pub(super) fn decode_row(row: &Row<'_>, first: usize) -> Result<Signal, StoreErr
     // What comes later holds; of lists, both: what changes is in the second alone.
     for part in [bytes(first + 1)?, bytes(first + 2)?].into_iter().flatten() {
         signal.merge(part).map_err(|source| StoreError::Body { id, source })?;
+    }
+    // It holds instead of the signal's own.
+    if let Some(network) = bytes(first + 4)? {
+        signal.network = Some(NetworkActivity::decode(network).map_err(|source| StoreError::Body { id, source })?);
     }
     signal.id = id;
     if signal.count == 0 {
@@ -266,6 +271,7 @@ fn page(connection: &Connection, filter: &Filter, range: Range, limit: usize) ->
                 "SELECT sorted.key, {WHOLE} FROM
                  (SELECT signals.id AS id, {key} AS key FROM {TABLES} WHERE {all} ORDER BY {order} LIMIT {}) AS sorted
                  CROSS JOIN signals USING (id) LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)
+                 LEFT JOIN network USING (id)
                  ORDER BY sorted.key DESC, signals.id DESC",
                 rows + 1
             )
@@ -338,18 +344,19 @@ fn changes(
     limit: usize,
 ) -> Result<Changes, StoreError> {
     let mut conditions = vec!["signals.id <= ?"];
-    let mut values = vec![integer(above), integer(newest), integer(above), integer(newest), integer(up_to)];
+    let mut values: Vec<Value> = [above, newest, above, newest, above, newest, up_to].map(integer).into();
     let (filters, filter_values) = filter.conditions();
     conditions.extend(filters);
     values.extend_from_slice(filter_values);
     values.push(Value::from(i64::try_from(limit).unwrap_or(i64::MAX)));
     // CROSS JOIN: by revision, however few signals the filter leaves.
     let sql = format!(
-        "SELECT changed.revision, changed.triaged, {WHOLE} FROM
-         (SELECT id, revision, 0 AS triaged FROM repeats WHERE revision > ? AND revision <= ?
-          UNION ALL SELECT id, revision, 1 FROM triage WHERE revision > ? AND revision <= ?) AS changed
-         CROSS JOIN signals USING (id) LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id) WHERE {}
-         ORDER BY changed.revision LIMIT ?",
+        "SELECT changed.revision, changed.what, {WHOLE} FROM
+         (SELECT id, revision, 0 AS what FROM repeats WHERE revision > ? AND revision <= ?
+          UNION ALL SELECT id, revision, 1 FROM triage WHERE revision > ? AND revision <= ?
+          UNION ALL SELECT id, revision, 2 FROM network WHERE revision > ? AND revision <= ?) AS changed
+         CROSS JOIN signals USING (id) LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)
+         LEFT JOIN network USING (id) WHERE {} ORDER BY changed.revision LIMIT ?",
         conditions.join(" AND ")
     );
     let mut statement = connection.prepare_cached(&sql)?;
@@ -370,14 +377,15 @@ fn changes(
         if filter.expression().is_some_and(|expression| !expression.matches(&signal)) {
             continue;
         }
-        let triage = signal.triage.filter(|_| row.get::<_, bool>(1) == Ok(true));
+        let what: i64 = row.get(1)?;
+        let triage = signal.triage.filter(|_| what == 1);
         changes.updates.push(SignalUpdate {
             id: signal.id,
             count: signal.count,
             last_time: signal.last_time,
             revision,
             triage: triage.map(|triage| Triage { earlier: Vec::new(), ..triage }),
-            ..SignalUpdate::default()
+            network: signal.network.filter(|_| what == 2),
         });
     }
     changes.more = read >= limit;

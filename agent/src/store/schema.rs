@@ -14,7 +14,7 @@ use crate::{clock, counters::Counters};
 
 /// What leads from each version (`PRAGMA user_version`) to the next. Only ever added to: a database of any earlier version
 /// becomes one of this.
-pub(super) const STEPS: [&str; 4] = [SIGNALS, REPEATS, TRIAGE, HABITS];
+pub(super) const STEPS: [&str; 5] = [SIGNALS, REPEATS, TRIAGE, HABITS, NETWORK];
 
 const SIGNALS: &str = "
 BEGIN IMMEDIATE;
@@ -120,6 +120,20 @@ ALTER TABLE signals ADD COLUMN first_time INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE signals ADD COLUMN habit INTEGER;
 CREATE INDEX signals_first_time ON signals (first_time) WHERE first_time = 1;
 PRAGMA user_version = 4;
+COMMIT;
+";
+
+/// Apart from repeats: both change by themselves.
+const NETWORK: &str = "
+BEGIN IMMEDIATE;
+CREATE TABLE network (
+    id INTEGER PRIMARY KEY REFERENCES signals (id) ON DELETE CASCADE,
+    -- Grows with every change of any row, here or of repeats.
+    revision INTEGER NOT NULL UNIQUE,
+    -- portcullis.v1.NetworkActivity, which holds instead of the signal's own.
+    body BLOB NOT NULL
+) STRICT;
+PRAGMA user_version = 5;
 COMMIT;
 ";
 
@@ -233,7 +247,8 @@ fn try_open(path: &Path) -> Result<Connection, Unusable> {
     // Touches every table and index root.
     connection.query_row(
         "SELECT (SELECT max(id) FROM signals), (SELECT count(*) FROM containers), (SELECT max(id) FROM repeats),
-          (SELECT max(id) FROM triage), (SELECT max(id) FROM workloads), (SELECT max(id) FROM habits)",
+          (SELECT max(id) FROM triage), (SELECT max(id) FROM workloads), (SELECT max(id) FROM habits),
+          (SELECT max(id) FROM network)",
         [],
         |_| Ok(()),
     )?;

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use portcullis_proto::v1::{SignalSummary, SummarizeSignalsResponse, SummaryKey};
 use rusqlite::{Connection, Row, params_from_iter, types::Value};
 
-use super::{StoreError, filter::Filter, reader};
+use super::{
+    StoreError,
+    filter::Filter,
+    reader::{self, TABLES, WHOLE},
+};
 use crate::clock::timestamp;
 
 /// Groups that are told apart on the way, where an expression has to look at each signal.
@@ -77,7 +81,6 @@ pub(super) fn summarize(
     let (conditions, values) = filter.conditions();
     let all = if conditions.is_empty() { "1".to_owned() } else { conditions.join(" AND ") };
     let columns = grouping.columns();
-    let from = "FROM signals LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)";
     let mut add = |group: Group, sum: Sum| {
         if groups.len() < MAX_GROUPS || groups.contains_key(&group) {
             groups.entry(group).or_default().add(sum);
@@ -88,12 +91,12 @@ pub(super) fn summarize(
     let sql = if filter.expression().is_some() {
         format!(
             "SELECT {columns}, 1, coalesce(count, 1), time_ns, coalesce(last_ns, time_ns), severity,
-             signals.id, signals.body, repeats.body, triage.body {from} WHERE {all}"
+             {WHOLE} FROM {TABLES} WHERE {all}"
         )
     } else {
         format!(
             "SELECT {columns}, count(*), sum(coalesce(count, 1)), min(time_ns), max(coalesce(last_ns, time_ns)), max(severity)
-             {from} WHERE {all} GROUP BY 1, 2, 3, 4, 5, 6, 7"
+             FROM {TABLES} WHERE {all} GROUP BY 1, 2, 3, 4, 5, 6, 7"
         )
     };
     let values: Vec<Value> = values.to_vec();

@@ -1,6 +1,8 @@
 use std::os::unix::fs::FileExt;
 
-use portcullis_proto::v1::{Container, Occurrence, Pod, Severity, Signal, SignalFilter, Tool, Verdict};
+use portcullis_proto::v1::{
+    Container, NetworkActivity, NetworkOperation, Occurrence, Pod, Severity, Signal, SignalFilter, Tool, Verdict,
+};
 
 use super::{
     entry::{Origin, Process, Update},
@@ -320,6 +322,42 @@ async fn repeats_change_a_signal_and_not_its_place() {
     assert_eq!(bed.ids(range(ago(60), ago(40))).await, [1], "before and after");
     assert_eq!(bed.ids(range(None, ago(95))).await, [1]);
     assert!(bed.ids(range(ago(5), None)).await.is_empty());
+}
+
+#[tokio::test]
+async fn network_activity_grows_and_is_told() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    let activity = |name: &str| {
+        let operation = NetworkOperation { dns_name: name.into(), count: 1, ..NetworkOperation::default() };
+        NetworkActivity { operations: vec![operation], omitted: 0 }
+    };
+    bed.put(1, Signal { network: Some(activity("a")), ..signal("dig", 10) }).await;
+    bed.put(2, signal("nc", 10)).await;
+    bed.send(update(1, 1, 2, 1)).await;
+    for (number, name) in [(1, "b"), (1, "a"), (2, "c"), (9, "d")] {
+        bed.send(Command::Network(origin(number), activity(name))).await;
+    }
+    bed.close().await;
+    // An agent that has started again adds to what is there.
+    let mut bed = Bed { counters: Arc::clone(&bed.counters), ..Bed::open(state.path(), LIMITS) };
+    bed.send(Command::Network(origin(1), activity("b"))).await;
+    bed.close().await;
+    let counts = |network: &Option<NetworkActivity>| -> Vec<(String, u64)> {
+        let operations = &network.as_ref().unwrap().operations;
+        operations.iter().map(|operation| (operation.dns_name.clone(), operation.count)).collect()
+    };
+    let signal = bed.store.readers().signal(1).await.unwrap().unwrap();
+    assert_eq!((signal.count, counts(&signal.network)), (2, vec![("a".into(), 2), ("b".into(), 2)]));
+    let page = bed.store.readers().page(Filter::new(None).unwrap(), Range::After(0, u64::MAX), 10).await.unwrap();
+    assert_eq!(page.signals[0], signal);
+    assert_eq!(counts(&page.signals[1].network), [("c".into(), 1)]);
+    let newest = *bed.store.revision().borrow();
+    let changes = bed.store.readers().changes(Filter::new(None).unwrap(), 2, (0, newest), 10).await.unwrap();
+    let told: Vec<_> = changes.updates.iter().map(|one| (one.id, one.count, one.network.is_some())).collect();
+    assert_eq!(told, [(1, 2, false), (2, 1, true), (1, 2, true)]);
+    assert_eq!((&changes.updates[2].network, changes.updates[2].revision), (&signal.network, newest));
+    assert_eq!(bed.counters.activity_unmatched.get(), 1, "there is no signal 9");
 }
 
 #[tokio::test]

@@ -10,14 +10,14 @@ use std::{
     time::Duration,
 };
 
-use portcullis_proto::v1::Signal;
+use portcullis_proto::v1::{NetworkActivity, Signal};
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{mpsc, watch};
 
 use super::{
     Command, ContainerKey, Limits, StoreError, TriageChange,
-    entry::{Entry, Update},
+    entry::{Entry, Origin, Update},
     habits,
     health::{Health, Trouble},
     reader::Readers,
@@ -26,7 +26,7 @@ use super::{
     schema::{self, Unusable},
     triage,
 };
-use crate::{clock, counters::Counters};
+use crate::{clock, counters::Counters, network};
 
 /// Commands of one transaction at most.
 const BATCH: usize = 256;
@@ -63,6 +63,8 @@ struct Outcome {
     last_id: Option<i64>,
     /// Events that were folded into signals that are gone.
     orphans: u64,
+    /// What was done on the network by processes whose signals are not there.
+    unmatched: u64,
     revision: Option<u64>,
     /// There may be workloads or habits more than before.
     learnt: bool,
@@ -106,12 +108,13 @@ impl Writer {
             |row| row.get(0),
         )?;
         let stored: i64 = self.connection.query_row("SELECT count(*) FROM signals", [], |row| row.get(0))?;
-        let revision: i64 =
-            self.connection.query_row(
-                "SELECT max(coalesce((SELECT max(revision) FROM repeats), 0), coalesce((SELECT max(revision) FROM triage), 0))",
-                [],
-                |row| row.get(0),
-            )?;
+        // All of one sequence.
+        let revision: i64 = self.connection.query_row(
+            "SELECT max((SELECT coalesce(max(revision), 0) FROM repeats), (SELECT coalesce(max(revision), 0) FROM triage),
+                        (SELECT coalesce(max(revision), 0) FROM network))",
+            [],
+            |row| row.get(0),
+        )?;
         self.stored.store(u64::try_from(stored).unwrap_or(0), Ordering::Relaxed);
         self.revision.send_replace(u64::try_from(revision).unwrap_or(0));
         self.last_id.send_replace(u64::try_from(last).unwrap_or(0));
@@ -147,6 +150,7 @@ impl Writer {
     fn written(&mut self, outcome: &Outcome) {
         self.counters.duplicates.add(outcome.duplicates);
         self.counters.repeats_lost.add(outcome.orphans);
+        self.unmatched(outcome.unmatched);
         self.counters.habits_forgotten.add(outcome.forgotten);
         self.stored.fetch_add(outcome.inserted, Ordering::Relaxed);
         if let Some(last) = outcome.last_id {
@@ -169,6 +173,11 @@ impl Writer {
         let repeats =
             batch.iter().map(|command| if let Command::Update(update) = command { update.added } else { 0 }).sum();
         self.counters.repeats_lost.add(repeats);
+        let activities = batch.iter().map(|command| match command {
+            Command::Network(_, activity) => network::count(activity),
+            _ => 0,
+        });
+        self.unmatched(activities.sum());
         if self.failing.is_none() {
             tracing::error!(
                 reason,
@@ -179,6 +188,13 @@ impl Writer {
         let dropped = self.failing.unwrap_or(0) + signals;
         self.failing = Some(dropped);
         self.health.set(Some(Trouble::Failing { reason, dropped }));
+    }
+
+    fn unmatched(&self, activities: u64) {
+        if activities > 0 && self.counters.activity_unmatched.get() == 0 {
+            tracing::warn!("a process does something on the network, and its signal is not in the store; said once");
+        }
+        self.counters.activity_unmatched.add(activities);
     }
 
     /// Not in the batch's transaction: whoever asks is told what came of it.
@@ -316,6 +332,14 @@ fn transaction(
                     outcome.orphans += update.added;
                 }
             }
+            Command::Network(origin, activity) => {
+                revision += 1;
+                if extend_network(&transaction, *origin, activity, revision)? {
+                    outcome.revision = Some(revision);
+                } else {
+                    outcome.unmatched += network::count(activity);
+                }
+            }
             Command::Image(container, image) => remember_image(&transaction, container, image)?,
             Command::Workload(workload, created_ns) => {
                 let [since_ns, now] = [*created_ns, clock::now_ns()].map(|ns| i64::try_from(ns).unwrap_or(i64::MAX));
@@ -418,6 +442,38 @@ fn change(connection: &Connection, update: &Update, revision: u64) -> rusqlite::
     if let Some(habit) = habit {
         habits::repeat(connection, habit, update.added, update.last_ns)?;
     }
+    Ok(true)
+}
+
+/// Whether the signal is there.
+fn extend_network(
+    connection: &Connection,
+    origin: Origin,
+    later: &NetworkActivity,
+    revision: u64,
+) -> rusqlite::Result<bool> {
+    let known = connection
+        .prepare_cached(
+            "SELECT signals.id, network.body, signals.body FROM signals LEFT JOIN network USING (id) WHERE origin = ?1",
+        )?
+        .query_row([origin.to_bytes()], |row| {
+            let (id, body) = (row.get::<_, i64>(0)?, row.get_ref(1)?.as_blob_or_null()?);
+            // One that can't be read any more is no reason to tell nothing further.
+            let activity = match body {
+                Some(body) => NetworkActivity::decode(body).unwrap_or_default(),
+                None => Signal::decode(row.get_ref(2)?.as_blob()?).unwrap_or_default().network.unwrap_or_default(),
+            };
+            Ok((id, activity))
+        })
+        .optional()?;
+    let Some((id, mut activity)) = known else { return Ok(false) };
+    network::merge(&mut activity, later.clone());
+    connection
+        .prepare_cached(
+            "INSERT INTO network (id, revision, body) VALUES (?1, ?2, ?3)
+             ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, body = excluded.body",
+        )?
+        .execute(params![id, i64::try_from(revision).unwrap_or(i64::MAX), activity.encode_to_vec()])?;
     Ok(true)
 }
 

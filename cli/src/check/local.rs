@@ -168,8 +168,10 @@ mod tests {
             // What the loader pins for each.
             match backend {
                 Backend::Lsm => {
-                    let hooks = ["bprm_check", "bprm_committed", "mmap_file", "socket_connect", "socket_create"];
-                    hooks.map(|hook| pins.program(&format!("pc_{hook}"))).to_vec()
+                    let sockets =
+                        ["connect", "create", "bind", "listen", "sendmsg"].map(|call| format!("socket_{call}"));
+                    let files = ["bprm_check", "bprm_committed", "mmap_file"].map(str::to_owned);
+                    files.iter().chain(&sockets).map(|hook| pins.program(&format!("pc_{hook}"))).collect()
                 }
                 Backend::Tracepoint => ["pc_sched_exec", "pc_tcp_connect"].map(|name| pins.node_link(name)).to_vec(),
             }

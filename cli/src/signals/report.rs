@@ -9,8 +9,8 @@ use crate::{
     output::{Screen, Tone},
     time::Time,
     view::{
-        Ancestor, Caller, Identification, Mode, Occurrence, Operation, Origin, Process, Signal, SuppressedCount,
-        Triage, Verdict,
+        Ancestor, Caller, Endpoint, Identification, Mode, NetworkOperation, Occurrence, Operation, Origin, Process,
+        Signal, SuppressedCount, Transport, Triage, Verdict,
     },
 };
 
@@ -34,6 +34,7 @@ pub fn write(out: &mut impl Write, signal: &Signal, screen: Screen) -> io::Resul
         report.identification(signal)?;
         report.verdict(signal)?;
     }
+    report.network(signal)?;
     if let Some(triage) = &signal.triage {
         report.triage(triage)?;
     }
@@ -284,6 +285,20 @@ impl<W: Write> Report<'_, W> {
         self.safe("backend", signal.backend.word())
     }
 
+    /// What came of it on the network, in the order in which it was first seen.
+    fn network(&mut self, signal: &Signal) -> io::Result<()> {
+        let Some(activity) = &signal.network else { return Ok(()) };
+        self.section("Network")?;
+        for operation in &activity.operations {
+            let time = operation.first_time.map(Time::full).unwrap_or_default();
+            writeln!(self.out, "  {time}  {}  [pid {}]", network_operation(operation), operation.pid)?;
+        }
+        if activity.omitted > 0 {
+            writeln!(self.out, "  (and {} that were only counted)", activity.omitted)?;
+        }
+        Ok(())
+    }
+
     /// The commands for the next steps. They are meant for pasting: every hostile word in them is quoted.
     fn next(&mut self, signal: &Signal) -> io::Result<()> {
         self.section("Next")?;
@@ -322,6 +337,25 @@ impl<W: Write> Report<'_, W> {
     fn step(&mut self, question: &str, command: &str) -> io::Result<()> {
         writeln!(self.out, "  {question}\n    {command}")
     }
+}
+
+/// One operation in some words: "connect tcp 10.0.0.1 port 4444, 3 times".
+pub fn network_operation(operation: &NetworkOperation) -> String {
+    let NetworkOperation { kind, transport, endpoint, dns_name, dns_type, count, .. } = operation;
+    let mut words = vec![kind.word().replace('_', " ")];
+    if !matches!(transport, Transport::Unknown | Transport::Other) {
+        words.push(transport.word().to_owned());
+    }
+    if !dns_name.is_empty() {
+        words.push(text(dns_name));
+        words.extend((!dns_type.is_empty()).then(|| format!("type {}", text(dns_type))));
+    }
+    if let Some(Endpoint { address, port }) = endpoint {
+        let at = if dns_name.is_empty() { "" } else { "at " };
+        words.push(format!("{at}{} port {port}", text(address)));
+    }
+    let times = if *count > 1 { format!(", {count} times") } else { String::new() };
+    format!("{}{times}", words.join(" "))
 }
 
 /// Quoted like argv: a path must not pass for a path with arguments.

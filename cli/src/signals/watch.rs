@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Request, Streaming};
 
-use super::{filter::Filter, row};
+use super::{filter::Filter, report, row};
 use crate::{
     args::Global,
     client::{self, Agent, ClientError},
@@ -30,7 +30,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Follow signals as they come
 ///
-/// A line that begins with a signal's ID and says how many times tells that it has been repeated. When the agent restarts, this
+/// A line that begins with a signal's ID and says how many times tells that it has been repeated; one that goes on with
+/// "network" tells what its process has done last. When the agent restarts, this
 /// reconnects and goes on after the last signal seen. Ctrl-C ends it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -160,7 +161,7 @@ impl Printer {
         Self { format: global.output, table: row::table(global.output == Format::Wide, global.screen()) }
     }
 
-    /// A count that has risen: one short line, or an object that has nothing but it.
+    /// What has changed: one short line, or an object that has nothing but it.
     fn print_update(&mut self, update: SignalUpdate) -> io::Result<()> {
         let mut out = io::stdout().lock();
         match self.format {
@@ -170,13 +171,7 @@ impl Printer {
                 output::yaml(&mut out, &Update { update })?;
             }
             Format::Table | Format::Wide => {
-                if let Some(Triage { state, author, note, .. }) = &update.triage {
-                    let note = if note.is_empty() { String::new() } else { format!(": {}", escape::text(note)) };
-                    writeln!(out, "{}  {state}, says {}{note}", update.id, escape::text(author))?;
-                } else {
-                    let last = update.last_time.map(Time::short).unwrap_or_default();
-                    writeln!(out, "{}  {} times by now, last {last}", update.id, update.count)?;
-                }
+                writeln!(out, "{}  {}", update.id, told(&update))?;
             }
         }
         out.flush()
@@ -213,4 +208,21 @@ impl Printer {
         }
         out.flush()
     }
+}
+
+/// A change in some words.
+fn told(update: &SignalUpdate) -> String {
+    if let Some(Triage { state, author, note, .. }) = &update.triage {
+        let note = if note.is_empty() { String::new() } else { format!(": {}", escape::text(note)) };
+        return format!("{state}, says {}{note}", escape::text(author));
+    }
+    let Some(activity) = &update.network else {
+        let last = update.last_time.map(Time::short).unwrap_or_default();
+        return format!("{} times by now, last {last}", update.count);
+    };
+    let operations = activity.operations.iter().map(|operation| operation.count).sum::<u64>();
+    let all = operations.saturating_add(activity.omitted);
+    let newest = activity.operations.iter().max_by_key(|operation| operation.last_time);
+    let newest = newest.map(report::network_operation).unwrap_or_default();
+    format!("network: {newest} ({all} in all)")
 }

@@ -75,6 +75,7 @@ fn json_has_every_field() {
         "lineage",
         "lineageTruncated",
         "message",
+        "network",
         "novelty",
         "occurrences",
         "operation",

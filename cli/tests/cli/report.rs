@@ -1,4 +1,8 @@
-use portcullis_proto::v1::{Caller, Identification, Measure, Novelty, Occurrence, Operation, SuppressedCount, Verdict};
+use portcullis_proto::v1::{
+    Caller, Endpoint, Identification, Measure, NetworkActivity, NetworkOperation, Novelty, Occurrence, Operation,
+    SuppressedCount, Verdict,
+    network_operation::{Kind, Transport},
+};
 
 use crate::support::*;
 
@@ -197,4 +201,36 @@ fn an_operation_says_who_and_what_came_of_it() {
     let said = "Operation\n  measures      kill-process\n  process       77\n  asked for by  uid 1000, gid 100, pid 4711\n  outcome       x\\x1b[2J";
     assert!(report.contains(said) && !report.contains("Verdict") && !report.contains("contain it"), "{report}");
     assert_harmless(&report);
+}
+
+#[test]
+fn what_came_of_it_on_the_network_is_told() {
+    let mut seen = signal(7);
+    let query = NetworkOperation {
+        kind: Kind::DnsQuery.into(),
+        dns_name: "x.evil.example".into(),
+        dns_type: "TXT".into(),
+        pid: 1042,
+        first_time: Some(time(0)),
+        count: 1,
+        ..NetworkOperation::default()
+    };
+    let connect = NetworkOperation {
+        kind: Kind::Connect.into(),
+        transport: Transport::Udp.into(),
+        endpoint: Some(Endpoint { address: "203.0.113.7".into(), port: 53 }),
+        dns_name: String::new(),
+        dns_type: String::new(),
+        count: 3,
+        ..query.clone()
+    };
+    seen.network = Some(NetworkActivity { operations: vec![query, connect], omitted: 5 });
+    let told = report(seen);
+    let expected = "\
+Network
+  2023-11-14T22:13:20.123456789Z  dns query x.evil.example type TXT  [pid 1042]
+  2023-11-14T22:13:20.123456789Z  connect udp 203.0.113.7 port 53, 3 times  [pid 1042]
+  (and 5 that were only counted)
+";
+    assert!(told.contains(expected), "{told}");
 }

@@ -4,7 +4,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis_proto::v1::{GetStatusResponse, SignalUpdate};
+use portcullis_proto::v1::{
+    Endpoint, GetStatusResponse, NetworkActivity, NetworkOperation, SignalUpdate,
+    network_operation::{Kind, Transport},
+};
 
 use crate::support::*;
 
@@ -111,6 +114,27 @@ fn a_reader_that_leaves_ends_it() {
 }
 
 #[test]
+fn what_a_process_does_on_the_network_is_one_short_line() {
+    let node = Node::new();
+    let operation = |kind: Kind, second| NetworkOperation {
+        kind: kind.into(),
+        transport: Transport::Tcp.into(),
+        endpoint: Some(Endpoint { address: "203.0.113.7\u{1b}".into(), port: 4444 }),
+        last_time: Some(time(second)),
+        count: 2,
+        ..NetworkOperation::default()
+    };
+    let operations = vec![operation(Kind::Connect, 9), operation(Kind::Bind, 8)];
+    let network = Some(NetworkActivity { operations, omitted: 3 });
+    let update = SignalUpdate { id: 1, count: 1, revision: 70, network, ..SignalUpdate::default() };
+    let _agent = Agent::start(&node, Data { signals: vec![signal(1)], updates: vec![update], ..Data::default() });
+    let mut watch = Watch::start(&node, &["--after", "0"]);
+    assert!(watch.line().starts_with("ID") && watch.line().starts_with('1'));
+    assert_eq!(watch.line(), "1  network: connect tcp 203.0.113.7\\x1b port 4444, 2 times (7 in all)\n");
+    watch.end(rustix::process::Signal::INT);
+}
+
+#[test]
 fn a_count_that_rises_is_one_short_line() {
     let node = Node::new();
     let update =
@@ -123,7 +147,7 @@ fn a_count_that_rises_is_one_short_line() {
     watch.end(rustix::process::Signal::INT);
     let mut watch = Watch::start(&node, &["--after", "0", "-o", "json"]);
     assert_eq!(watch.id(), 1);
-    let told = serde_json::json!({"update": {"id": 1, "count": 152, "lastTime": "2023-11-14T22:13:29.123456789Z", "triage": null}});
+    let told = serde_json::json!({"update": {"id": 1, "count": 152, "lastTime": "2023-11-14T22:13:29.123456789Z", "triage": null, "network": null}});
     assert_eq!(serde_json::from_str::<serde_json::Value>(&watch.line()).unwrap(), told);
     drop(agent);
     let data = Data { signals: vec![signal(2)], updates: vec![update(70, 152), update(71, 160)], ..Data::default() };

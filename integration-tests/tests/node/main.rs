@@ -10,6 +10,7 @@ mod exceptions;
 mod independent_client;
 mod learning;
 mod model;
+mod network;
 mod probes;
 mod repeats;
 mod selection;
@@ -383,6 +384,10 @@ const TESTS: &[Test] = &[
     ("the_kernel_decides_as_the_model_does", model::the_kernel_decides_as_the_model_does),
     ("the_published_rule_is_told_exactly", upstream::the_published_rule_is_told_exactly),
     ("patterns_block_and_repeats_end", upstream::patterns_block_and_repeats_end),
+    ("network_activity_is_joined", network::network_activity_is_joined),
+    ("network_activity_of_descendants_is_joined", network::descendants_are_watched),
+    ("network_activity_of_a_scan_is_bounded", network::a_scan_is_bounded),
+    ("network_activity_has_raw_sockets", network::raw_sockets_are_told),
     ("a_loop_is_one_signal", repeats::a_loop_is_one_signal),
     ("a_flood_is_counted", repeats::a_flood_is_counted),
     ("a_restarted_agent_goes_on_counting", repeats::a_restarted_agent_goes_on_counting),
