@@ -55,6 +55,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
+use portcullis_bpf::heap;
 use tokio::signal::unix::{SignalKind, signal as unix_signal};
 
 use crate::{
@@ -92,6 +93,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     logging::init(format);
+    if !heap::give_back() {
+        tracing::warn!("the C library does not give memory back; the agent may keep some tens of megabytes more");
+    }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)

@@ -8,18 +8,21 @@
 //! | [`fingerprint`] | what a file is by its content |
 //! | [`pins`] | where each object is pinned in bpffs |
 //! | [`guard`] | putting one container under guard, and releasing it: all that the shim needs |
+//! | `heap` | what of the heap goes back to the system |
 //! | `isolation` | cutting one container off from the network |
 //! | `loader` | loading and pinning: the agent's side |
 //! | `tables` | filling the tables of names and rules |
 //! | `probe` | what this node's kernel can do, and the choice of backend |
 //! | `ring` | reading events |
 //!
-//! The last five come with the feature `object`.
+//! The last six come with the feature `object`.
 pub mod abi;
 pub mod cgroup;
 pub mod contents;
 pub mod fingerprint;
 pub mod guard;
+#[cfg(feature = "object")]
+pub mod heap;
 #[cfg(feature = "object")]
 pub mod isolation;
 #[cfg(feature = "object")]

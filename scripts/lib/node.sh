@@ -32,7 +32,6 @@ node_stop() {
 }
 
 node_start_agent() {
-    local tries=300
     mkdir -p "$NODE"/{bpf,run,policies,state}
     mount -t bpf bpf "$NODE/bpf"
     cat >"$NODE/portcullis.toml" <<CONFIG
@@ -41,6 +40,13 @@ bpffs_root = "$NODE/bpf/portcullis"
 state_dir = "$NODE/state"
 policy_dir = "$NODE/policies"
 CONFIG
+    node_run_agent
+}
+
+# Starts it, again perhaps, and waits until it answers.
+node_run_agent() {
+    local tries=300
+    rm -f "$NODE/run/portcullis.sock"
     setsid "$node_bin/portcullisd" --config "$NODE/portcullis.toml" >"$NODE/portcullisd.log" 2>&1 </dev/null &
     node_agent=$!
     until [[ -S $NODE/run/portcullis.sock ]]; do

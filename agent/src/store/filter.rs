@@ -2,7 +2,7 @@
 
 use portcullis_proto::v1::{Severity, SignalFilter, TriageState, Verdict};
 use prost::Message;
-use rusqlite::types::Value;
+use rusqlite::{Connection, types::Value};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -10,6 +10,9 @@ use super::{
     triage,
 };
 use crate::clock;
+
+/// Of the table of hours.
+const HOUR_NS: i64 = 3600 * 1_000_000_000;
 
 /// All that a signal can be in.
 const STATES: [TriageState; 5] = [
@@ -24,6 +27,9 @@ const STATES: [TriageState; 5] = [
 #[derive(Debug, Clone)]
 pub struct Filter {
     conditions: Vec<&'static str>,
+    severity: Option<AtLeast>,
+    /// The first and the last that the range of time touches, counted from 1970.
+    hours: (Option<i64>, Option<i64>),
     /// One for each `?`.
     values: Vec<Value>,
     expression: Option<Expression>,
@@ -57,6 +63,8 @@ impl Filter {
     pub fn all() -> Self {
         Self {
             conditions: Vec::new(),
+            severity: None,
+            hours: (None, None),
             values: Vec::new(),
             expression: None,
             fingerprint: fingerprint(&SignalFilter::default()),
@@ -89,22 +97,25 @@ impl Filter {
             conditions.push("verdict = ?");
             values.push(Value::from(filter.verdict));
         }
-        if severity != Severity::Unspecified {
-            conditions.push("severity >= ?");
-            values.push(Value::from(filter.min_severity));
-        }
         if filter.first_time_only {
             conditions.push("first_time = 1");
         }
+        let mut hours = (None, None);
         let ns = |field, time| clock::from_timestamp(time).ok_or(FilterError::Time { field });
         if let Some(since) = &filter.since {
-            // What began earlier may have gone on.
-            conditions.push("(time_ns >= ? OR signals.id IN (SELECT id FROM repeats WHERE last_ns >= ?))");
-            values.extend([Value::from(ns("since", since)?), Value::from(ns("since", since)?)]);
+            let since = ns("since", since)?;
+            // What began earlier may have gone on. (+: not by the index of times, which has not the order of ids.)
+            conditions.push(
+                "(+time_ns >= ? OR EXISTS (SELECT 1 FROM repeats AS told WHERE told.id = signals.id AND told.last_ns >= ?))",
+            );
+            values.extend([Value::from(since), Value::from(since)]);
+            hours.0 = Some(since / HOUR_NS);
         }
         if let Some(until) = &filter.until {
-            conditions.push("time_ns < ?");
-            values.push(Value::from(ns("until", until)?));
+            let until = ns("until", until)?;
+            conditions.push("+time_ns < ?");
+            values.push(Value::from(until));
+            hours.1 = Some(until / HOUR_NS);
         }
         let states = STATES.map(|state| filter.triage_states.contains(&state.into()));
         if let Some(unknown) = filter.triage_states.iter().find(|state| !STATES.map(i32::from).contains(state)) {
@@ -121,7 +132,8 @@ impl Filter {
             "" => None,
             text => Some(Expression::new(text)?),
         };
-        Ok(Self { conditions, values, expression, fingerprint: fingerprint(filter) })
+        let severity = AtLeast::new(severity);
+        Ok(Self { conditions, severity, hours, values, expression, fingerprint: fingerprint(filter) })
     }
 
     /// What each row must satisfy besides the conditions.
@@ -135,8 +147,60 @@ impl Filter {
     }
 
     /// The conditions on a row of signals, and a value for each `?`.
-    pub(super) fn conditions(&self) -> (&[&'static str], &[Value]) {
-        (&self.conditions, &self.values)
+    pub(super) fn conditions(&self) -> (Vec<&'static str>, &[Value]) {
+        (self.with(self.severity.map(|severity| severity.at_least)), &self.values)
+    }
+
+    /// The same as several sets of conditions, each with all the values, of which no row fits two. One query for each finds what is
+    /// rare by an index that has the order of ids, as one for "at least so severe" can't.
+    pub(super) fn alternatives(&self) -> (Vec<Vec<&'static str>>, &[Value]) {
+        let alternatives = match self.severity {
+            None => vec![self.with(None)],
+            Some(severity) => severity.any_of.iter().map(|one| self.with(Some(one))).collect(),
+        };
+        (alternatives, &self.values)
+    }
+
+    /// The first and the last id that a row may have; others need not be looked at.
+    pub(super) fn ids(&self, connection: &Connection) -> rusqlite::Result<(i64, i64)> {
+        let bound = |sql: &str, hour: i64| -> rusqlite::Result<Option<i64>> {
+            connection.prepare_cached(sql)?.query_row([hour], |row| row.get(0))
+        };
+        let first = match self.hours.0 {
+            None => 0,
+            // None: nothing happened since.
+            Some(hour) => bound("SELECT min(first_id) FROM hours WHERE hour >= ?", hour)?.unwrap_or(i64::MAX),
+        };
+        let last = match self.hours.1 {
+            None => i64::MAX,
+            Some(hour) => bound("SELECT max(last_id) FROM hours WHERE hour <= ?", hour)?.unwrap_or(0),
+        };
+        Ok((first, last))
+    }
+
+    fn with(&self, more: Option<&'static str>) -> Vec<&'static str> {
+        self.conditions.iter().copied().chain(more).collect()
+    }
+}
+
+/// A least severity, as one condition and as several.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct AtLeast {
+    at_least: &'static str,
+    any_of: &'static [&'static str],
+}
+
+impl AtLeast {
+    fn new(severity: Severity) -> Option<Self> {
+        const ALL: [&str; 4] = ["severity = 1", "severity = 2", "severity = 3", "severity = 4"];
+        let (at_least, any_of) = match severity {
+            Severity::Unspecified => return None,
+            Severity::Low => ("severity >= 1", ALL.as_slice()),
+            Severity::Medium => ("severity >= 2", ALL.split_at(1).1),
+            Severity::High => ("severity >= 3", ALL.split_at(2).1),
+            Severity::Critical => ("severity >= 4", ALL.split_at(3).1),
+        };
+        Some(Self { at_least, any_of })
     }
 }
 

@@ -238,45 +238,60 @@ fn integer(number: u64) -> Value {
     Value::from(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
-fn page(connection: &Connection, filter: &Filter, range: Range, limit: usize) -> Result<Page, StoreError> {
-    let (mut conditions, mut values, key, order) = match range {
-        Range::Before(below) => (vec!["signals.id < ?"], vec![integer(below)], "0", "signals.id DESC"),
+/// The query for a page in the order of ids.
+fn by_id(filter: &Filter, range: Range, (mut first, mut last): (i64, i64)) -> (String, Vec<Value>) {
+    let id = |id: u64| i64::try_from(id).unwrap_or(i64::MAX);
+    let order = match range {
         Range::After(above, up_to) => {
-            let values = vec![integer(above), integer(up_to)];
-            (vec!["signals.id > ?", "signals.id <= ?"], values, "0", "signals.id")
+            (first, last) = (first.max(id(above.saturating_add(1))), last.min(id(up_to)));
+            "ASC"
         }
-        Range::BelowSeverity(severity, below) => {
-            let values = vec![Value::from(severity), integer(below)];
-            (vec!["(severity, signals.id) < (?, ?)"], values, "severity", "severity DESC, signals.id DESC")
-        }
-        Range::BelowCount(count, below) => {
-            let values = vec![Value::from(count), integer(below)];
-            (
-                vec!["(coalesce(count, 1), signals.id) < (?, ?)"],
-                values,
-                "coalesce(count, 1)",
-                "key DESC, signals.id DESC",
-            )
+        Range::Before(below) | Range::BelowSeverity(_, below) | Range::BelowCount(_, below) => {
+            last = last.min(id(below.saturating_sub(1)));
+            "DESC"
         }
     };
+    let bounds = [Value::from(first), Value::from(last)];
+    let (alternatives, filter_values) = filter.alternatives();
+    let select = |conditions: &Vec<&str>| {
+        // One bound each way: of several, SQLite would seek by one and look through what the others leave out.
+        let conditions: Vec<&str> =
+            ["signals.id BETWEEN ? AND ?"].into_iter().chain(conditions.iter().copied()).collect();
+        format!("SELECT 0, {WHOLE} FROM {TABLES} WHERE {}", conditions.join(" AND "))
+    };
+    let values = alternatives.iter().flat_map(|_| bounds.iter().chain(filter_values)).cloned().collect();
+    let selects: Vec<String> = alternatives.iter().map(select).collect();
+    // Merged by SQLite as rows are asked for.
+    (format!("{} ORDER BY 2 {order}", selects.join(" UNION ALL ")), values)
+}
+
+/// The query for a page in another order, from the greatest down.
+fn by_key(filter: &Filter, range: Range, limit: usize) -> (String, Vec<Value>) {
+    let (key, below, id) = match range {
+        Range::BelowCount(count, id) => ("coalesce(count, 1)", count, id),
+        Range::BelowSeverity(severity, id) => ("severity", severity, id),
+        Range::Before(id) | Range::After(_, id) => ("0", 0, id),
+    };
     let (filters, filter_values) = filter.conditions();
-    conditions.extend(filters);
-    values.extend_from_slice(filter_values);
-    let all = conditions.join(" AND ");
-    let sql = match range {
-        // Sorted before the bodies are read: no index has this order.
-        Range::BelowCount(..) => {
-            let rows = if filter.expression().is_some() { SCANNED_ROWS } else { limit };
-            format!(
-                "SELECT sorted.key, {WHOLE} FROM
-                 (SELECT signals.id AS id, {key} AS key FROM {TABLES} WHERE {all} ORDER BY {order} LIMIT {}) AS sorted
-                 CROSS JOIN signals USING (id) LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)
-                 LEFT JOIN network USING (id)
-                 ORDER BY sorted.key DESC, signals.id DESC",
-                rows + 1
-            )
-        }
-        _ => format!("SELECT {key}, {WHOLE} FROM {TABLES} WHERE {all} ORDER BY {order}"),
+    let bound = format!("({key}, signals.id) < (?, ?)");
+    let conditions: Vec<&str> = [bound.as_str()].into_iter().chain(filters).collect();
+    let conditions = conditions.join(" AND ");
+    let values = [Value::from(below), integer(id)].iter().chain(filter_values).cloned().collect();
+    let rows = if filter.expression().is_some() { SCANNED_ROWS } else { limit } + 1;
+    // Sorted before the bodies are read: for counts no index has this order.
+    let sql = format!(
+        "SELECT sorted.key, {WHOLE} FROM (SELECT signals.id AS id, {key} AS key FROM {TABLES} WHERE {conditions}
+         ORDER BY {key} DESC, signals.id DESC LIMIT {rows}) AS sorted
+         CROSS JOIN signals USING (id) LEFT JOIN repeats USING (id) LEFT JOIN triage USING (id)
+         LEFT JOIN network USING (id) ORDER BY sorted.key DESC, signals.id DESC"
+    );
+    (sql, values)
+}
+
+fn page(connection: &Connection, filter: &Filter, range: Range, limit: usize) -> Result<Page, StoreError> {
+    let (sql, values) = match range {
+        Range::Before(_) | Range::After(..) => by_id(filter, range, filter.ids(connection)?),
+        Range::BelowSeverity(..) | Range::BelowCount(..) => by_key(filter, range, limit),
     };
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;

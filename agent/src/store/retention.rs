@@ -22,7 +22,8 @@ pub fn by_age(connection: &Connection, max_age: Duration) -> rusqlite::Result<u6
     let age = u64::try_from(max_age.as_nanos()).unwrap_or(u64::MAX);
     let oldest = i64::try_from(clock::now_ns().saturating_sub(age)).unwrap_or(0);
     let removed = connection.execute(
-        "DELETE FROM signals WHERE time_ns < ?1 AND id NOT IN (SELECT id FROM repeats WHERE last_ns >= ?1)",
+        "DELETE FROM signals WHERE time_ns < ?1
+         AND NOT EXISTS (SELECT 1 FROM repeats WHERE repeats.id = signals.id AND last_ns >= ?1)",
         [oldest],
     )?;
     connection.execute("DELETE FROM containers WHERE stored_ns < ?1", [oldest])?;
@@ -31,6 +32,7 @@ pub fn by_age(connection: &Connection, max_age: Duration) -> rusqlite::Result<u6
          (SELECT stored_ns FROM containers ORDER BY stored_ns DESC LIMIT 1 OFFSET ?1)",
         [MAX_CONTAINERS],
     )?;
+    connection.execute("DELETE FROM hours WHERE last_id < (SELECT min(id) FROM signals)", [])?;
     habits::forget_old(connection)?;
     if removed > 0 {
         vacuum(connection)?;

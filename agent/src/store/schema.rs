@@ -14,7 +14,7 @@ use crate::{clock, counters::Counters};
 
 /// What leads from each version (`PRAGMA user_version`) to the next. Only ever added to: a database of any earlier version
 /// becomes one of this.
-pub(super) const STEPS: [&str; 5] = [SIGNALS, REPEATS, TRIAGE, HABITS, NETWORK];
+pub(super) const STEPS: [&str; 6] = [SIGNALS, REPEATS, TRIAGE, HABITS, NETWORK, HOURS];
 
 const SIGNALS: &str = "
 BEGIN IMMEDIATE;
@@ -137,6 +137,34 @@ PRAGMA user_version = 5;
 COMMIT;
 ";
 
+/// Where among the ids an hour's signals are: those that began in it, and for `first_id` also those that went on in it. Ids are by
+/// time of storing, so that a range of time is nearly one of ids, and only that is looked through.
+const HOURS: &str = "
+BEGIN IMMEDIATE;
+CREATE TABLE hours (
+    hour INTEGER PRIMARY KEY,
+    first_id INTEGER NOT NULL,
+    last_id INTEGER NOT NULL
+) STRICT;
+INSERT INTO hours SELECT time_ns / 3600000000000, min(id), max(id) FROM signals GROUP BY 1;
+INSERT INTO hours SELECT last_ns / 3600000000000, min(id), max(id) FROM repeats WHERE true GROUP BY 1
+ON CONFLICT DO UPDATE SET first_id = min(first_id, excluded.first_id);
+CREATE TRIGGER signals_hours AFTER INSERT ON signals BEGIN
+    INSERT INTO hours VALUES (new.time_ns / 3600000000000, new.id, new.id)
+    ON CONFLICT DO UPDATE SET first_id = min(first_id, excluded.first_id), last_id = max(last_id, excluded.last_id);
+END;
+CREATE TRIGGER repeats_hours_insert AFTER INSERT ON repeats BEGIN
+    INSERT INTO hours VALUES (new.last_ns / 3600000000000, new.id, new.id)
+    ON CONFLICT DO UPDATE SET first_id = min(first_id, excluded.first_id);
+END;
+CREATE TRIGGER repeats_hours_update AFTER UPDATE OF last_ns ON repeats BEGIN
+    INSERT INTO hours VALUES (new.last_ns / 3600000000000, new.id, new.id)
+    ON CONFLICT DO UPDATE SET first_id = min(first_id, excluded.first_id);
+END;
+PRAGMA user_version = 6;
+COMMIT;
+";
+
 /// A database that this agent can't go on with.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
@@ -248,7 +276,7 @@ fn try_open(path: &Path) -> Result<Connection, Unusable> {
     connection.query_row(
         "SELECT (SELECT max(id) FROM signals), (SELECT count(*) FROM containers), (SELECT max(id) FROM repeats),
           (SELECT max(id) FROM triage), (SELECT max(id) FROM workloads), (SELECT max(id) FROM habits),
-          (SELECT max(id) FROM network)",
+          (SELECT max(id) FROM network), (SELECT max(hour) FROM hours)",
         [],
         |_| Ok(()),
     )?;

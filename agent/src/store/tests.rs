@@ -361,6 +361,45 @@ async fn network_activity_grows_and_is_told() {
 }
 
 #[tokio::test]
+async fn ranges_of_time_hold_whatever_the_order_of_ids() {
+    const HOURS: u64 = 7;
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), Limits { max_age: Duration::from_secs(HOURS * 7200), ..LIMITS });
+    let now = now_ns() / 1_000_000_000;
+    // When each began and was last seen, in no order: seconds ago.
+    let began = |number: u64| number * 7919 % (HOURS * 3600) + 100;
+    let last = |number: u64| if number.is_multiple_of(5) { began(number) * (number % 7) / 7 } else { began(number) };
+    for number in 0..200 {
+        bed.put(number, signal("nc", began(number))).await;
+        if number.is_multiple_of(5) {
+            bed.send(update(number, 1, 2, u64::midpoint(began(number), last(number)))).await;
+            bed.send(update(number, 1, 3, last(number))).await;
+        }
+    }
+    bed.close().await;
+    for from in (0..=HOURS * 2).map(|half| half * 1800 + 900) {
+        for length in [60, 1800, 10_000] {
+            let to = from.saturating_sub(length);
+            let ago = |seconds: u64| Some(timestamp((now - seconds) * 1_000_000_000));
+            let range = SignalFilter { since: ago(from), until: ago(to), ..SignalFilter::default() };
+            let expected: Vec<u64> = (0..200)
+                .filter(|number| last(*number) < from && began(*number) > to)
+                .map(|number| number + 1)
+                .collect();
+            let mut found = bed.ids(range.clone()).await;
+            found.reverse();
+            // The clock went on between these and those above, by less than a second.
+            let close =
+                |id: &u64| [began(id - 1), last(id - 1)].iter().any(|at| at.abs_diff(from) < 3 || at.abs_diff(to) < 3);
+            let clear = |ids: Vec<u64>| ids.into_iter().filter(|id| !close(id)).collect::<Vec<_>>();
+            assert_eq!(clear(found), clear(expected), "{from} to {to}");
+            let nothing = SignalFilter { min_severity: Severity::High.into(), ..range };
+            assert!(bed.ids(nothing).await.is_empty());
+        }
+    }
+}
+
+#[tokio::test]
 async fn changes_are_told_by_revision() {
     let state = tempfile::tempdir().unwrap();
     let mut bed = Bed::open(state.path(), LIMITS);

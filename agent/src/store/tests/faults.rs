@@ -295,6 +295,8 @@ async fn databases_of_earlier_versions_are_taken_over() {
         bed.close().await;
         assert_eq!(bed.ids(SignalFilter::default()).await, [8, 7]);
         assert_eq!(bed.store.readers().signal(7).await.unwrap().unwrap().count, counts + 1);
+        let since = Some(timestamp(now_ns() - 60_000_000_000));
+        assert_eq!(bed.ids(SignalFilter { since, ..SignalFilter::default() }).await, [8, 7]);
         let key = ContainerKey { namespace: "default".into(), id: "c1".into(), created_ns: 5 };
         assert_eq!(bed.store.readers().image(key).await.unwrap().as_deref(), Some("alpine"));
         assert_eq!(bed.counters.store_replaced.get(), 0);
