@@ -62,6 +62,22 @@ fn signal<'a>(signals: &'a [Signal], what: &str) -> Result<&'a Signal> {
     found.with_context(|| format!("no signal about {what}: {signals:#?}"))
 }
 
+/// On both backends: a connection by TCP, and a question in a tool's arguments.
+fn destinations_and_novelty_are_told(story: &Value) -> Result<()> {
+    let timeline = told(story, "timeline")?;
+    let question = format!("asks DNS for TXT of {LABEL}.evil.example");
+    for expected in ["connects to TCP 10.99.0.2:4444", &question] {
+        let is_it = |event: &&Value| at(event, "/text").as_str().is_some_and(|text| text.starts_with(expected));
+        let event = timeline.iter().find(is_it).with_context(|| format!("{expected} is not told: {story:#}"))?;
+        ensure!(*at(event, "/kind") == "network" && *at(event, "/process") != 0, "{event:#}");
+    }
+    for signal in told(story, "signals")?.iter().filter(|signal| at(signal, "/process").is_object()) {
+        ensure!(at(signal, "/novelty/summary").as_str().is_some_and(|summary| !summary.is_empty()), "{signal:#}");
+    }
+    ensure!(!told(story, "habits")?.is_empty(), "{story:#}");
+    Ok(())
+}
+
 pub fn triage_tells_one_story(node: &Node) -> Result<()> {
     let container = node.container().start()?;
     let listener = node.container().start()?;
@@ -94,6 +110,7 @@ pub fn triage_tells_one_story(node: &Node) -> Result<()> {
     for what in ["nslookup", "nc", "reverse_shell"] {
         ensure!(ids.contains(&signal(&signals, what)?.id), "{what} is not in the story: {story:#}");
     }
+    destinations_and_novelty_are_told(&story)?;
     let text = node.portcullis(&["triage", &nc.id.to_string()])?.success()?.stdout;
     let parts =
         ["Processes", "/tmp/php-fpm", "Timeline", "investigating, says", "(freeze)", "release of", "(kill)", "Next"];
