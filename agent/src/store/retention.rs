@@ -40,32 +40,31 @@ pub fn by_age(connection: &Connection, max_age: Duration) -> rusqlite::Result<u6
     Ok(u64::try_from(removed).unwrap_or(0))
 }
 
-/// Removes the oldest signals until the database is small enough. Returns their number.
-pub fn by_size(connection: &Connection, max_bytes: u64) -> rusqlite::Result<u64> {
-    let mut removed = 0;
+/// Removes the oldest signals until the database is small enough, and counts them, whether or not all goes well.
+pub fn by_size(connection: &Connection, max_bytes: u64, removed: &mut u64) -> rusqlite::Result<()> {
     while used_bytes(connection)? > max_bytes {
         let step = remove_oldest(connection, STEP)?;
         if step == 0 {
             break;
         }
-        removed += step;
+        *removed += step;
         vacuum(connection)?;
     }
-    Ok(removed)
+    Ok(())
 }
 
-/// Removes the oldest signals until so much of the database is free for new ones. Returns their number. It takes little room on
-/// the disk, and gives none back.
-pub fn by_free_space(connection: &Connection, free_bytes: u64) -> rusqlite::Result<u64> {
-    let mut removed = 0;
-    while bytes(connection, "freelist_count")? < free_bytes {
+/// Removes the oldest signals until so much of the database is free for new ones, but no more than a quarter of it, and counts
+/// them. It takes little room on the disk, and gives none back.
+pub fn by_free_space(connection: &Connection, free_bytes: u64, removed: &mut u64) -> rusqlite::Result<()> {
+    let enough = free_bytes.min(bytes(connection, "page_count")? / 4);
+    while bytes(connection, "freelist_count")? < enough {
         let step = remove_oldest(connection, SMALL_STEP)?;
         if step == 0 {
             break;
         }
-        removed += step;
+        *removed += step;
     }
-    Ok(removed)
+    Ok(())
 }
 
 /// Brings the write-ahead log into the database and gives its room back, as far as no reader is in the way.

@@ -36,7 +36,7 @@ impl Reserve {
         Self { path: path.into(), bytes: RESERVE_BYTES.min(max_bytes / 4) }
     }
 
-    /// Bytes that the database keeps free inside while the disk is full.
+    /// Bytes that the database keeps free inside, if it is large enough, while the disk is full.
     pub fn kept_free(&self) -> u64 {
         self.bytes / 2
     }

@@ -66,6 +66,8 @@ struct Outcome {
     /// What was done on the network by processes whose signals are not there.
     unmatched: u64,
     revision: Option<u64>,
+    /// Something was written that is neither.
+    probed: bool,
     /// There may be workloads or habits more than before.
     learnt: bool,
     /// Workloads and habits that had to make room.
@@ -127,7 +129,10 @@ impl Writer {
             let revision = *self.revision.borrow();
             match transaction(&mut self.connection, batch, revision, habits::limit(self.limits.max_bytes)) {
                 Ok(outcome) => return self.written(&outcome),
-                Err(error) if schema::is_corrupt(&error) => self.replace(&error.into()),
+                Err(error) if schema::is_corrupt(&error) => {
+                    reason = error.to_string();
+                    self.replace(&error.into());
+                }
                 Err(error) if room::is_full(&error, &self.path) => {
                     reason = error.to_string();
                     if !self.make_room() {
@@ -159,7 +164,8 @@ impl Writer {
         if let Some(revision) = outcome.revision {
             self.revision.send_replace(revision);
         }
-        if let Some(dropped) = self.failing.take() {
+        let wrote = outcome.probed || outcome.last_id.is_some() || outcome.revision.is_some();
+        if let Some(dropped) = self.failing.take_if(|_| wrote) {
             self.health.set(self.starved.then_some(Trouble::Full));
             tracing::info!(dropped, "the signal database takes signals again");
         }
@@ -232,17 +238,14 @@ impl Writer {
 
     /// Keeps room for new signals inside the database. Whether there is.
     fn replace_oldest(&self) -> bool {
-        match retention::by_free_space(&self.connection, self.reserve.kept_free()) {
-            Ok(removed) => {
-                self.removed(removed);
-                self.counters.expired_by_size.add(removed);
-                true
-            }
-            Err(error) => {
-                tracing::debug!(%error, "no room could be made in the signal database");
-                false
-            }
+        let mut removed = 0;
+        let outcome = retention::by_free_space(&self.connection, self.reserve.kept_free(), &mut removed);
+        self.removed(removed);
+        self.counters.expired_by_size.add(removed);
+        if let Err(error) = &outcome {
+            tracing::debug!(%error, "no room could be made in the signal database");
         }
+        outcome.is_ok()
     }
 
     /// Ends it when there is plenty of room again.
@@ -283,14 +286,15 @@ impl Writer {
     }
 
     fn shrink(&self) {
-        match retention::by_size(&self.connection, self.limits.max_bytes) {
-            Ok(0) => {}
-            Ok(removed) => {
-                self.removed(removed);
-                self.counters.expired_by_size.add(removed);
-                tracing::warn!(removed, "the oldest signals were removed because the database reached its size limit");
-            }
-            Err(error) => tracing::warn!(%error, "the signal database could not be kept within its size limit"),
+        let mut removed = 0;
+        let outcome = retention::by_size(&self.connection, self.limits.max_bytes, &mut removed);
+        if removed > 0 {
+            self.removed(removed);
+            self.counters.expired_by_size.add(removed);
+            tracing::warn!(removed, "the oldest signals were removed because the database reached its size limit");
+        }
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the signal database could not be kept within its size limit");
         }
     }
 
@@ -346,9 +350,12 @@ fn transaction(
                 outcome.learnt = true;
                 habits::remember(&transaction, *workload, since_ns.min(now), now)?;
             }
-            // Writes something in any case: whether the database takes it is to be found out.
-            Command::Expire => transaction.pragma_update(None, "application_id", APPLICATION_ID)?,
             Command::Triage(_) => {}
+            Command::Expire => {
+                // Whether the database takes anything is to be found out.
+                transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+                outcome.probed = true;
+            }
         }
     }
     if outcome.learnt {

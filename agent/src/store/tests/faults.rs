@@ -91,6 +91,7 @@ async fn on_a_full_disk_the_newest_take_the_place_of_the_oldest() {
     assert!(bed.counters.expired_by_size.get() > 0);
     let ids = bed.ids(SignalFilter::default()).await;
     assert_eq!(ids.first(), Some(&6000), "reading goes on");
+    assert!(bed.store.stored() > 300, "only {} are left", bed.store.stored());
     disk.empty();
     bed.send(Command::Expire).await;
     bed.settle(State::Ok).await;
