@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use portcullis_integration_tests::{
     agent::refuse,
@@ -166,6 +166,30 @@ fn the_first_process_is_covered(node: &Node) -> Result<()> {
     let signals = node.signals_until(&id, "nc")?;
     ensure!(verdicts(&signals) == [stopped(node)], "{signals:#?}");
     ensure!(signals.iter().all(|signal| signal.origin == "container"), "{signals:#?}");
+    Ok(())
+}
+
+/// Whatever is asked for later is asked too late for these.
+fn a_container_of_a_moment_has_it_all(node: &Node) -> Result<()> {
+    for _ in 0..3 {
+        let container = node.container();
+        let id = container.id().to_owned();
+        container.run(&["nc", "-h"])?;
+        let signals = node.signals_until(&id, "nc")?;
+        let [signal] = &signals[..] else { bail!("{signals:#?}") };
+        let process = signal.process.as_ref().context("no process")?;
+        let told = signal.container.as_ref().context("no container")?;
+        ensure!(signal.origin == "container" && process.container_pid == 1 && process.pid > 1, "{signal:#?}");
+        ensure!(
+            process.argv == ["nc", "-h"] && process.exe == "/usr/bin/nc.openbsd" && process.cwd == "/",
+            "{signal:#?}"
+        );
+        ensure!(
+            told.image.ends_with("portcullis-demo:latest") && told.containerd_namespace == "default",
+            "{signal:#?}"
+        );
+        ensure!(told.policy == signal.policy && told.cgroup_id != 0 && signal.novelty.is_some(), "{signal:#?}");
+    }
     Ok(())
 }
 
@@ -343,6 +367,7 @@ const TESTS: &[Test] = &[
     ("a_signal_tells_the_whole_story", a_signal_tells_the_whole_story),
     ("an_empty_argument_hides_nothing", an_empty_argument_hides_nothing),
     ("the_first_process_is_covered", the_first_process_is_covered),
+    ("a_container_of_a_moment_has_it_all", a_container_of_a_moment_has_it_all),
     ("two_modes_at_once", two_modes_at_once),
     ("outside_guarded_containers_nothing_happens", outside_guarded_containers_nothing_happens),
     ("an_annotation_tightens_but_never_loosens", an_annotation_tightens_but_never_loosens),
