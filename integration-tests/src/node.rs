@@ -45,9 +45,16 @@ pub struct Setup {
     pub grpc_python: Option<PathBuf>,
     /// `PORTCULLIS_PODS`: whether pods are tested too. Like all of CRI they are meant for a machine of their own.
     pub pods: bool,
+    /// `PORTCULLIS_EMULATED`: whether each instruction takes some fifty times as long as on this machine.
+    pub emulated: bool,
 }
 
 impl Setup {
+    /// How often something is repeated that is repeated so often where that takes no time.
+    pub fn rounds(&self, full: u64) -> u64 {
+        if self.emulated { full / 5 } else { full }
+    }
+
     /// Reads it; `None` when the tests were not started by `scripts/test`.
     pub fn from_env() -> Option<Self> {
         let path = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -59,6 +66,7 @@ impl Setup {
             expected_backend: env::var("PORTCULLIS_EXPECT_BACKEND").ok(),
             grpc_python: path("PORTCULLIS_GRPC_PYTHON"),
             pods: env::var_os("PORTCULLIS_PODS").is_some(),
+            emulated: env::var_os("PORTCULLIS_EMULATED").is_some(),
         })
     }
 

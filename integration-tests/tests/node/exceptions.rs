@@ -93,10 +93,10 @@ pub fn exceptions_hold_and_nothing_more(node: &Node) -> Result<()> {
 
 /// Another process rewrites the argument while the kernel reads it: nothing but what is excepted may run.
 pub fn an_excepted_argument_that_changes_deceives_nobody(node: &Node) -> Result<()> {
-    const TRIES: u32 = 2000;
+    let tries = node.setup().rounds(2000);
     let _policy = node.policy(POLICY)?;
     let container = node.container().mode("enforce").start()?;
-    let script = format!("cp /usr/bin/dash /tmp/odd; /opt/evade race {TRIES} /tmp/odd 'exit 0' 'exit 1' -c");
+    let script = format!("cp /usr/bin/dash /tmp/odd; /opt/evade race {tries} /tmp/odd 'exit 0' 'exit 1' -c");
     let output = container.exec(&["sh", "-c", &script])?.success()?;
     let count = |word| evasion::count(&output.stdout, word);
     println!("race: {}", output.stdout.trim());

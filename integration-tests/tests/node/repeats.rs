@@ -32,8 +32,8 @@ fn complete(node: &Node, container: &Container<'_>) -> Result<(Vec<Signal>, u64)
     })
 }
 
-fn repeat(container: &Container<'_>, command: &str) -> Result<()> {
-    let script = format!("i=0; while [ $i -lt {ROUNDS} ]; do i=$((i+1)); {command} >/dev/null 2>&1; done; true");
+fn repeat(container: &Container<'_>, command: &str, rounds: u64) -> Result<()> {
+    let script = format!("i=0; while [ $i -lt {rounds} ]; do i=$((i+1)); {command} >/dev/null 2>&1; done; true");
     container.exec(&["sh", "-c", &script])?.success()?;
     Ok(())
 }
@@ -55,13 +55,14 @@ fn meanwhile(node: &Node, noisy: impl FnOnce() -> Result<()> + Send) -> Result<D
 }
 
 pub fn a_loop_is_one_signal(node: &Node) -> Result<()> {
+    let rounds = node.setup().rounds(ROUNDS);
     for (mode, verdict) in [("detect", "would_block"), ("enforce", stopped(node))] {
         let container = node.container().mode(mode).start()?;
-        let took = meanwhile(node, || repeat(&container, "/usr/bin/nc -h"))?;
+        let took = meanwhile(node, || repeat(&container, "/usr/bin/nc -h", rounds))?;
         println!("{mode}: another container's nc was told after {took:?}");
         let (signals, matched) = complete(node, &container)?;
         let [signal] = &signals[..] else { anyhow::bail!("not one signal: {signals:#?}") };
-        ensure!((signal.count, matched) == (ROUNDS, ROUNDS), "{matched} matched: {signal:#?}");
+        ensure!((signal.count, matched) == (rounds, rounds), "{matched} matched: {signal:#?}");
         ensure!(signal.tool() == "nc" && signal.verdict == verdict, "{signal:#?}");
         ensure!(signal.occurrences.len() == 4, "{signal:#?}");
         ensure!(signal.occurrences.iter().all(|one| one.pid != 0 && one.argv.is_empty()), "{signal:#?}");
@@ -72,7 +73,7 @@ pub fn a_loop_is_one_signal(node: &Node) -> Result<()> {
 pub fn a_flood_is_counted(node: &Node) -> Result<()> {
     let container = node.container().mode("enforce").start()?;
     let begun = Instant::now();
-    let took = meanwhile(node, || repeat(&container, "/usr/bin/nc -h $i"))?;
+    let took = meanwhile(node, || repeat(&container, "/usr/bin/nc -h $i", ROUNDS))?;
     let lasted = begun.elapsed();
     println!("another container's nc was told after {took:?}");
     let (signals, matched) = complete(node, &container)?;
@@ -93,9 +94,10 @@ pub fn a_flood_is_counted(node: &Node) -> Result<()> {
 
 /// An agent that is stopped has told everything that it read; the next one goes on with what is in the ring buffer.
 pub fn a_restarted_agent_goes_on_counting(node: &Node) -> Result<()> {
+    let rounds = node.setup().rounds(ROUNDS);
     let container = node.container().start()?;
     thread::scope(|scope| {
-        let noise = scope.spawn(|| repeat(&container, "/usr/bin/nc -h"));
+        let noise = scope.spawn(|| repeat(&container, "/usr/bin/nc -h", rounds));
         thread::sleep(Duration::from_millis(300));
         drop(node.agent().take());
         node.restart_agent()?;
@@ -103,6 +105,6 @@ pub fn a_restarted_agent_goes_on_counting(node: &Node) -> Result<()> {
     })?;
     let (signals, matched) = complete(node, &container)?;
     println!("{:?}", signals.iter().map(|signal| signal.count).collect::<Vec<_>>());
-    ensure!(matched == ROUNDS && signals.len() <= 2, "{matched} matched: {signals:#?}");
+    ensure!(matched == rounds && signals.len() <= 2, "{matched} matched: {signals:#?}");
     Ok(())
 }
