@@ -341,6 +341,43 @@ async fn a_story_is_told_of_a_signal_and_of_a_container() {
     assert_eq!(code(GetStoryRequest { window, ..of(Subject::SignalId(1)) }).await, Code::InvalidArgument);
 }
 
+/// A client that knows no better takes 4 MB.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_story_of_the_largest_signals_fits() {
+    let bed = bed();
+    let argv = |bytes: usize| (0..bytes / 2).map(|_| "a".to_owned()).collect::<Vec<_>>();
+    for (number, container) in (1..=400_u64).map(|number| (number, if number % 2 == 0 { "c1" } else { "c2" })) {
+        let mut signal = crate::triage::testing::signal(number, 9, "nc", &["nc"]);
+        signal.container = Some(Container { id: container.into(), ..Container::default() });
+        signal.process.as_mut().unwrap().argv = argv(4096);
+        let image = |pid: u32| {
+            let argv = argv(250);
+            v1::Ancestor {
+                pid: pid + u32::try_from(number).unwrap() * 100,
+                exe: "/x".repeat(60),
+                argv,
+                ..v1::Ancestor::default()
+            }
+        };
+        signal.lineage = (0..16).map(image).collect();
+        let operation = |port| v1::NetworkOperation {
+            kind: v1::network_operation::Kind::DnsQuery.into(),
+            dns_name: "x".repeat(255),
+            count: port,
+            ..v1::NetworkOperation::default()
+        };
+        signal.network = Some(v1::NetworkActivity { operations: (0..64).map(operation).collect(), omitted: 0 });
+        let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
+        bed.sender.send(Command::Signal(Box::new(Entry::new(origin, &signal, Vec::new())))).await.unwrap();
+    }
+    bed.stored(400).await;
+    let mut client = TriageServiceClient::new(bed.channel().await);
+    let request = GetStoryRequest { subject: Some(Subject::SignalId(200)), window: None };
+    let story = client.get_story(request).await.unwrap().into_inner();
+    assert!(story.signals.len() > 10 && story.signals_omitted > 0, "{}", story.signals.len());
+    assert!(story.signals.iter().any(|signal| signal.id == 200) && !story.related.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn summaries_count_what_is_alike() {
     let bed = bed();

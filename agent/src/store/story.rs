@@ -9,8 +9,8 @@ use super::{
     reader::{Readers, TABLES, WHOLE, decode_row},
 };
 
-/// Encoded bytes after which one direction of time ends.
-const BYTES: usize = 1 << 20;
+/// Encoded bytes after which one direction of time ends: with all that is made of them they must fit into 4 MB.
+const BYTES: usize = 384 << 10;
 /// Signals of other containers in the time that are looked at, the newest.
 const ELSEWHERE: i64 = 2000;
 

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use portcullis_proto::v1::{Endpoint, RelatedSignal, Signal};
+use prost::Message;
 
 use super::{processes::head, time::ns};
 
-/// So many are told.
+/// So many are told, of so many encoded bytes at most.
 const TOLD: usize = 50;
+const TOLD_BYTES: usize = 512 << 10;
 /// Names, destinations and the like that are looked for.
 const MARKS: usize = 64;
 /// Bytes of what is named in a reason.
@@ -117,7 +119,12 @@ impl Common {
     /// Those that were kept.
     pub fn into_list(mut self) -> Vec<RelatedSignal> {
         self.shorten();
-        self.found.into_iter().map(|(_, related)| related).collect()
+        let mut bytes = 0;
+        let fits = |related: &RelatedSignal| {
+            bytes += related.encoded_len();
+            bytes <= TOLD_BYTES
+        };
+        self.found.into_iter().map(|(_, related)| related).take_while(fits).collect()
     }
 }
 
@@ -164,5 +171,12 @@ mod tests {
             assert!(common.found.len() <= 4 * TOLD);
         }
         assert_eq!(common.into_list().len(), TOLD);
+        let mut common = Common::of(&story, None);
+        for id in 0..60 {
+            let message = "x".repeat(40_000);
+            common.consider(Signal { message, ..signal(id, 9, "nc", &["nc"]) });
+        }
+        let list = common.into_list();
+        assert!(list.len() > 5 && list.iter().map(Message::encoded_len).sum::<usize>() <= TOLD_BYTES);
     }
 }
