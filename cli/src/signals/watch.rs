@@ -78,7 +78,6 @@ impl Args {
             let cause = match stream.next().await {
                 Ok(Some(WatchSignalsResponse { signal, update, gap, throttled })) => {
                     if let Some(gap) = gap {
-                        request.after_id = Some(gap.last_id);
                         printer.print_left_out("gap", gap.into())?;
                     }
                     if let Some(throttled) = throttled {

@@ -108,3 +108,23 @@ fn summaries_have_the_columns_that_were_asked_for() {
     assert_eq!(told[0]["count"], 2000);
     assert_eq!(node.run(&["signals", "summarize", "--by", "colour"]).status.code(), Some(2));
 }
+
+/// The agent tells of a page's gaps before its signals: what comes back after one must not pass over these.
+#[test]
+fn a_gap_does_not_move_the_place_to_resume_from() {
+    let node = Node::new();
+    let data = Data {
+        gap: Some(WatchGap { first_id: 4, last_id: 7, reason: "retention".into() }),
+        watch_ends: true,
+        ..Data::default()
+    };
+    let watches = data.watches.clone();
+    let _agent = Agent::start(&node, data);
+    let mut watch = crate::watch::Watch::start(&node, &["--after", "2"]);
+    for _ in 0..2 {
+        assert_eq!(watch.line(), "gap: 4 to 7 not shown (retention)\n");
+    }
+    watch.end(rustix::process::Signal::INT);
+    let resumed: Vec<_> = watches.lock().unwrap().iter().map(|request| request.after_id).collect();
+    assert!(resumed.len() >= 2 && resumed.iter().all(|after| *after == Some(2)), "{resumed:?}");
+}
