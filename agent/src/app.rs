@@ -31,6 +31,7 @@ use crate::{
     records::RecordDirectory,
     signal,
     store::{self, Command, Limits},
+    text::enum_name,
     tools::{Known, Tools},
 };
 
@@ -242,7 +243,7 @@ fn start_exporters(
     let node = Arc::new(ocsf::Node {
         name: export.node_name.clone().unwrap_or_else(host),
         kernel: sources.facts.kernel.clone(),
-        backend: ocsf::enum_name(sources.facts.backend.as_str_name(), "BACKEND_"),
+        backend: enum_name(sources.facts.backend.as_str_name(), "BACKEND_"),
         cluster: export.cluster_name.clone().unwrap_or_default(),
     });
     let mut exporters = metrics::Exporters::new();

@@ -51,6 +51,16 @@ pub fn from_timestamp(time: &Timestamp) -> Option<i64> {
     time.seconds.checked_mul(NANOS)?.checked_add(i64::from(time.nanos))
 }
 
+/// The same; 0 for none, or for one that is not valid.
+pub fn ns(time: Option<&Timestamp>) -> i64 {
+    time.and_then(from_timestamp).unwrap_or_default()
+}
+
+/// Nanoseconds since 1970 as SQLite has them, as the API has them. Before 1970 there was none.
+pub fn at(ns: i64) -> Timestamp {
+    timestamp(u64::try_from(ns).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

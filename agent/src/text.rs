@@ -8,6 +8,11 @@ pub fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// An enum's value as our API's clients show it: "blocked" for `VERDICT_BLOCKED`.
+pub fn enum_name(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
+}
+
 /// Whether a terminal may do something else with a character than show it: control characters, and those that are
 /// invisible or reorder the text around them.
 fn is_deceptive(c: char) -> bool {

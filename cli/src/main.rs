@@ -16,6 +16,7 @@
 //! | [`client`] | the connection to the agent, and its errors |
 //! | [`view`] | the agent's answers in the shape that `-o json` shows |
 //! | [`output`], [`table`], [`escape`], [`time`] | showing them; nothing hostile reaches a terminal |
+//! | [`files`] | files written in one step |
 //! | [`exit`] | exit codes, and where errors are shown |
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod contain;
 mod containers;
 mod escape;
 mod exit;
+mod files;
 mod fingerprint;
 mod install;
 mod man;

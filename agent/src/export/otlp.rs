@@ -18,11 +18,8 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{
-    Finding, Sink, SinkError,
-    ocsf::{Node, enum_name},
-};
-use crate::{clock, counters::Counters};
+use super::{Finding, Sink, SinkError, ocsf::Node};
+use crate::{clock, counters::Counters, text::enum_name};
 
 /// A collector.
 pub struct Otlp {

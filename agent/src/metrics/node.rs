@@ -12,7 +12,7 @@ use prometheus_client::{
 };
 
 use super::Exporters;
-use crate::{api::Sources, export::ocsf::enum_name};
+use crate::{api::Sources, text::enum_name};
 
 /// Where the numbers come from.
 pub struct NodeMetrics {

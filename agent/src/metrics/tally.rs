@@ -13,8 +13,8 @@ use tokio::time::sleep;
 
 use crate::{
     clock,
-    export::ocsf::enum_name,
     store::{Store, filter::Filter, reader::Range},
+    text::enum_name,
 };
 
 /// Signals read at a time.

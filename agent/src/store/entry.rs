@@ -124,7 +124,7 @@ pub struct Update {
 impl Update {
     /// `changed`: a signal that has only what changes, its count and last time among it.
     pub fn new(origin: Origin, added: u64, changed: &Signal) -> Self {
-        let last_ns = changed.last_time.as_ref().and_then(clock::from_timestamp).unwrap_or_default();
+        let last_ns = clock::ns(changed.last_time.as_ref());
         Self { origin, added, count: changed.count, last_ns, body: changed.encode_to_vec() }
     }
 
@@ -142,7 +142,7 @@ impl Entry {
         let container = signal.container.as_ref();
         let pod = container.and_then(|container| container.pod.clone()).unwrap_or_default();
         let text = |field: Option<&String>| field.cloned().unwrap_or_default();
-        let time_ns = signal.time.as_ref().and_then(clock::from_timestamp).unwrap_or_default();
+        let time_ns = clock::ns(signal.time.as_ref());
         Self {
             origin,
             time_ns,

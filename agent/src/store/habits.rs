@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 
 use super::entry::Entry;
-use crate::clock::{self, timestamp};
+use crate::clock::{self, at};
 
 /// Workloads and habits that were not seen for so long go.
 const MAX_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -156,17 +156,13 @@ impl Habit {
 
 /// The day of UTC.
 fn date(ns: i64) -> String {
-    let mut text = clock_timestamp(ns).to_string();
+    let mut text = at(ns).to_string();
     text.truncate("2026-11-25".len());
     text
 }
 
-fn clock_timestamp(ns: i64) -> prost_types::Timestamp {
-    timestamp(u64::try_from(ns).unwrap_or(0))
-}
-
 fn novelty(habit: Option<&Habit>, since_ns: i64, ns: i64) -> v1::Novelty {
-    let known = Some(clock_timestamp(since_ns));
+    let known = Some(at(since_ns));
     let Some(habit) = habit else {
         let summary = match age(ns.saturating_sub(since_ns)) {
             Some(age) => format!("first time; the workload is known since {age} only"),
@@ -176,8 +172,8 @@ fn novelty(habit: Option<&Habit>, since_ns: i64, ns: i64) -> v1::Novelty {
     };
     v1::Novelty {
         first_time: false,
-        first_seen: Some(clock_timestamp(habit.first_ns)),
-        last_seen: Some(clock_timestamp(habit.last_ns)),
+        first_seen: Some(at(habit.first_ns)),
+        last_seen: Some(at(habit.last_ns)),
         days_seen: habit.days_at(ns).count_ones(),
         times_seen: u64::try_from(habit.times).unwrap_or(0),
         workload_known_since: known,
@@ -316,8 +312,8 @@ pub(super) fn list(connection: &Connection, workload: Workload) -> rusqlite::Res
             rule: row.get("rule")?,
             tool: row.get("tool")?,
             origin: row.get("origin")?,
-            first_seen: Some(clock_timestamp(habit.first_ns)),
-            last_seen: Some(clock_timestamp(habit.last_ns)),
+            first_seen: Some(at(habit.first_ns)),
+            last_seen: Some(at(habit.last_ns)),
             days_seen: habit.days_at(now).count_ones(),
             times_seen: u64::try_from(habit.times).unwrap_or(0),
             habitual: habit.is_habitual(now),

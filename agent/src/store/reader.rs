@@ -179,6 +179,9 @@ impl Readers {
 
     /// Ids above the first and up to the second that no signal has any more.
     pub async fn gaps(&self, above: u64, up_to: u64) -> Result<Vec<WatchGap>, StoreError> {
+        if above >= up_to {
+            return Ok(Vec::new());
+        }
         self.run(move |connection| gaps(connection, above, up_to)).await
     }
 
@@ -238,19 +241,8 @@ fn integer(number: u64) -> Value {
     Value::from(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
-/// The query for a page in the order of ids.
-fn by_id(filter: &Filter, range: Range, (mut first, mut last): (i64, i64)) -> (String, Vec<Value>) {
-    let id = |id: u64| i64::try_from(id).unwrap_or(i64::MAX);
-    let order = match range {
-        Range::After(above, up_to) => {
-            (first, last) = (first.max(id(above.saturating_add(1))), last.min(id(up_to)));
-            "ASC"
-        }
-        Range::Before(below) | Range::BelowSeverity(_, below) | Range::BelowCount(_, below) => {
-            last = last.min(id(below.saturating_sub(1)));
-            "DESC"
-        }
-    };
+/// The query for a page in the order of ids, from the first to the last.
+fn by_id(filter: &Filter, (first, last): (i64, i64), order: &str) -> (String, Vec<Value>) {
     let bounds = [Value::from(first), Value::from(last)];
     let (alternatives, filter_values) = filter.alternatives();
     let select = |conditions: &Vec<&str>| {
@@ -265,13 +257,8 @@ fn by_id(filter: &Filter, range: Range, (mut first, mut last): (i64, i64)) -> (S
     (format!("{} ORDER BY 2 {order}", selects.join(" UNION ALL ")), values)
 }
 
-/// The query for a page in another order, from the greatest down.
-fn by_key(filter: &Filter, range: Range, limit: usize) -> (String, Vec<Value>) {
-    let (key, below, id) = match range {
-        Range::BelowCount(count, id) => ("coalesce(count, 1)", count, id),
-        Range::BelowSeverity(severity, id) => ("severity", severity, id),
-        Range::Before(id) | Range::After(_, id) => ("0", 0, id),
-    };
+/// The query for a page by what `key` says and by ids, from the greatest down.
+fn by_key(filter: &Filter, key: &str, (below, id): (i64, u64), limit: usize) -> (String, Vec<Value>) {
     let (filters, filter_values) = filter.conditions();
     let bound = format!("({key}, signals.id) < (?, ?)");
     let conditions: Vec<&str> = [bound.as_str()].into_iter().chain(filters).collect();
@@ -289,9 +276,18 @@ fn by_key(filter: &Filter, range: Range, limit: usize) -> (String, Vec<Value>) {
 }
 
 fn page(connection: &Connection, filter: &Filter, range: Range, limit: usize) -> Result<Page, StoreError> {
+    let id = |id: u64| i64::try_from(id).unwrap_or(i64::MAX);
     let (sql, values) = match range {
-        Range::Before(_) | Range::After(..) => by_id(filter, range, filter.ids(connection)?),
-        Range::BelowSeverity(..) | Range::BelowCount(..) => by_key(filter, range, limit),
+        Range::Before(below) => {
+            let (first, last) = filter.ids(connection)?;
+            by_id(filter, (first, last.min(id(below.saturating_sub(1)))), "DESC")
+        }
+        Range::After(above, up_to) => {
+            let (first, last) = filter.ids(connection)?;
+            by_id(filter, (first.max(id(above.saturating_add(1))), last.min(id(up_to))), "ASC")
+        }
+        Range::BelowSeverity(severity, below) => by_key(filter, "severity", (severity, below), limit),
+        Range::BelowCount(count, below) => by_key(filter, "coalesce(count, 1)", (count, below), limit),
     };
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;

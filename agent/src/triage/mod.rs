@@ -6,7 +6,6 @@
 //! | [`timeline`] | everything that happened, by time |
 //! | [`related`] | signals of other containers that have something in common with it |
 //! | [`next_steps`] | what a person may do now |
-//! | [`time`] | times of the API as numbers |
 //!
 //! All but this module is pure: signals in, messages out. What is told is bounded, so that the answer stays below what clients
 //! take (4 MB).
@@ -14,19 +13,17 @@
 mod next_steps;
 mod processes;
 mod related;
-mod time;
 mod timeline;
 
 use std::time::Duration;
 
-use portcullis_proto::v1::{Container, GetStoryResponse, Signal};
+use portcullis_proto::v1::{Container, Endpoint, GetStoryResponse, Signal};
 
-use self::{
-    processes::Processes,
-    related::Common,
-    time::{at, ns},
+use self::{processes::Processes, related::Common};
+use crate::{
+    clock::{at, ns},
+    store::{Store, StoreError, habits::Workload, story::Around},
 };
-use crate::store::{Store, StoreError, habits::Workload, story::Around};
 
 /// Signals of the container that are told.
 const SIGNALS: usize = 200;
@@ -113,6 +110,12 @@ fn nearest(before: Vec<Signal>, after: Vec<Signal>, total: u64, subject: Option<
     signals.sort_by_key(|signal| (ns(signal.time.as_ref()), signal.id));
     let told = signals.len() as u64;
     (signals, total.saturating_sub(told))
+}
+
+/// Address and port, for people.
+fn endpoint(endpoint: &Endpoint) -> String {
+    let (open, close) = if endpoint.address.contains(':') { ("[", "]") } else { ("", "") };
+    format!("{open}{}{close}:{}", endpoint.address, endpoint.port)
 }
 
 #[cfg(test)]

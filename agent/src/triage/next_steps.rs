@@ -5,6 +5,8 @@ use portcullis_proto::v1::{
     network_operation::Kind,
 };
 
+use super::endpoint;
+
 /// All that apply. Containment only of a container that runs.
 pub fn next_steps(
     signals: &[Signal],
@@ -51,7 +53,7 @@ fn reason_to_contain(findings: &[&Signal]) -> Option<String> {
     let ran = |signal: &&&Signal| matches!(signal.verdict(), Verdict::Detected | Verdict::WouldBlock);
     let by_rule = |rule: &str| findings.iter().find(|signal| signal.rule == rule && ran(signal));
     if let Some(shell) = by_rule("reverse_shell").or_else(|| by_rule("shell_socket")) {
-        let to = shell.remote.as_ref().map(|remote| format!(" to {}:{}", remote.address, remote.port));
+        let to = shell.remote.as_ref().map(|remote| format!(" to {}", endpoint(remote)));
         return Some(format!(
             "a shell is connected{}: somebody may be typing (signal {})",
             to.unwrap_or_default(),

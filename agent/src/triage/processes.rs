@@ -7,7 +7,7 @@
 use portcullis_proto::v1::{Ancestor, Identification, Process, Signal, StoryProcess, Verdict};
 use prost_types::Timestamp;
 
-use super::time::ns;
+use crate::clock::ns;
 
 /// Bytes of argv and of the path that are told of each.
 const ARGV_BYTES: usize = 1024;

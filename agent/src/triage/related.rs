@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use portcullis_proto::v1::{Endpoint, RelatedSignal, Signal};
+use portcullis_proto::v1::{RelatedSignal, Signal};
 use prost::Message;
 
-use super::{processes::head, time::ns};
+use super::{endpoint, processes::head};
+use crate::clock::ns;
 
 /// So many are told, of so many encoded bytes at most.
 const TOLD: usize = 50;
@@ -28,16 +29,12 @@ pub struct Common {
     found: Vec<(u32, RelatedSignal)>,
 }
 
-fn destination(endpoint: &Endpoint) -> String {
-    format!("{}:{}", endpoint.address, endpoint.port)
-}
-
 /// Where a signal's process connected or sent to.
 fn destinations(signal: &Signal) -> impl Iterator<Item = String> {
     use portcullis_proto::v1::network_operation::Kind;
     let operations = signal.network.iter().flat_map(|network| &network.operations);
     let towards = operations.filter(|operation| matches!(operation.kind(), Kind::Connect | Kind::Send));
-    towards.filter_map(|operation| operation.endpoint.as_ref()).chain(signal.remote.as_ref()).map(destination)
+    towards.filter_map(|operation| operation.endpoint.as_ref()).chain(signal.remote.as_ref()).map(endpoint)
 }
 
 fn dns_names(signal: &Signal) -> impl Iterator<Item = &String> {
@@ -130,6 +127,8 @@ impl Common {
 
 #[cfg(test)]
 mod tests {
+    use portcullis_proto::v1::Endpoint;
+
     use super::{
         super::testing::{second, signal, web_shell},
         *,

@@ -6,9 +6,10 @@ use portcullis_proto::v1::{
 use prost_types::Timestamp;
 
 use super::{
+    endpoint,
     processes::{Processes, head},
-    time::ns,
 };
+use crate::{clock::ns, text::enum_name};
 
 /// Bytes of a sentence.
 const TEXT_BYTES: usize = 512;
@@ -68,23 +69,19 @@ pub fn timeline(signals: &[Signal], processes: &Processes, container: Option<&Co
 
 fn of_triage(triage: &Triage) -> String {
     let note = if triage.note.is_empty() { String::new() } else { format!(": {}", triage.note) };
-    let state = triage.state().as_str_name().trim_start_matches("TRIAGE_STATE_").to_ascii_lowercase();
+    let state = enum_name(triage.state().as_str_name(), "TRIAGE_STATE_");
     head(&format!("{state}, says {}{note}", triage.author), TEXT_BYTES).to_owned()
 }
 
 /// In a sentence.
 pub fn of_network(operation: &NetworkOperation) -> String {
     use network_operation::{Kind, Transport};
-    let endpoint = operation.endpoint.as_ref().map(|endpoint| {
-        let (open, close) = if endpoint.address.contains(':') { ("[", "]") } else { ("", "") };
-        format!("{open}{}{close}:{}", endpoint.address, endpoint.port)
-    });
+    let endpoint = operation.endpoint.as_ref().map(endpoint).unwrap_or_default();
     let transport = match operation.transport() {
         Transport::Tcp => "TCP ",
         Transport::Udp => "UDP ",
         Transport::Other | Transport::Unspecified => "",
     };
-    let endpoint = endpoint.unwrap_or_default();
     let times = if operation.count > 1 { format!(", {} times", operation.count) } else { String::new() };
     let what = match operation.kind() {
         Kind::Connect => format!("connects to {transport}{endpoint}"),

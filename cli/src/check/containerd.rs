@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{local::SHIM, report::Check};
 
 /// The runtime type that leads containerd to our shim.
-const RUNTIME_TYPE: &str = "io.containerd.portcullis.v1";
+pub const RUNTIME_TYPE: &str = "io.containerd.portcullis.v1";
 /// Where containerd keeps the bundles of running tasks, below its state directory.
 const TASKS: &str = "io.containerd.runtime.v2.task";
 /// Annotations that only make sense under our shim.

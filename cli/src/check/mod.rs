@@ -3,7 +3,7 @@
 
 mod agent;
 pub mod containerd;
-mod local;
+pub mod local;
 mod report;
 
 use std::{

@@ -10,7 +10,7 @@ use anyhow::Context;
 use similar::TextDiff;
 
 use crate::{
-    escape,
+    escape, files,
     output::{Screen, Tone},
 };
 
@@ -114,19 +114,7 @@ impl Change {
                     .mode(0o755)
                     .create(directory)
                     .with_context(|| format!("creating {}", directory.display()))?;
-                let replace = || -> io::Result<()> {
-                    let mut file = tempfile::Builder::new()
-                        .prefix(".portcullis-")
-                        .permissions(fs::Permissions::from_mode(*mode))
-                        .tempfile_in(directory)?;
-                    io::Write::write_all(&mut file, bytes)?;
-                    // The umask has had its say.
-                    file.as_file().set_permissions(fs::Permissions::from_mode(*mode))?;
-                    file.as_file().sync_all()?;
-                    file.persist(&self.path)?;
-                    Ok(())
-                };
-                replace().with_context(|| format!("writing {shown}"))
+                files::replace(&self.path, *mode, bytes).with_context(|| format!("writing {shown}"))
             }
         }
     }

@@ -1,6 +1,6 @@
 //! containerd's configuration: a file of our own beside it, and the line that imports it.
 //!
-//! Seen with containerd 1.6.20, 1.7.24 and 2.1.9:
+//! The first and the second seen with containerd 1.6.20 and 2.1.9, whose dumps of the configuration tell; the third is told in docs/shim.md.
 //! - containerd 1 replaces a plugin's whole section by the imported one, so the file repeats what the main one has of CRI's;
 //!   it also forgets its own handler `runc` once another is configured, so that is stated as well.
 //! - containerd 2 merges sections. But if one file is of version 2 and the other of version 3, CRI's section of the one of
@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, DocumentMut, Item, Table, Value, value};
 
-/// The runtime handler's name, in both versions' sections.
-pub const RUNTIME_TYPE: &str = "io.containerd.portcullis.v1";
+use crate::check::containerd::RUNTIME_TYPE;
+
 const STOCK: &str = "io.containerd.runc.v2";
 const HEADER: &str = "# Written by `portcullis install`, which writes it anew: change the other file instead, and then run that again.\n";
 const REPEATED: &str =

@@ -30,13 +30,16 @@ use self::{
 };
 use crate::{
     args::Global,
-    check::containerd::{self, some_of},
+    check::{
+        containerd::{self, some_of},
+        local::SHIM,
+    },
     escape, exit,
     output::{self, Format, Tone},
 };
 
 /// The programs; all must be there.
-const PROGRAMS: [&str; 3] = ["containerd-shim-portcullis-v1", "portcullisd", "portcullis"];
+const PROGRAMS: [&str; 3] = [SHIM, "portcullisd", "portcullis"];
 /// Below the root. Ours, replaced by each installation.
 const UNIT: (&str, &str) =
     ("/etc/systemd/system/portcullisd.service", include_str!("../../../config/systemd/portcullisd.service"));

@@ -13,9 +13,7 @@ mod set;
 mod story;
 
 use std::{
-    fs,
     io::{self, BufWriter, Write},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -29,6 +27,7 @@ use crate::{
     client::{self, Agent},
     contain,
     exit::note,
+    files,
     output::{self, Format},
     time,
 };
@@ -107,15 +106,7 @@ fn write_page(path: &Path, page: &str) -> anyhow::Result<()> {
     if path == Path::new("-") {
         return Ok(io::stdout().write_all(page.as_bytes())?);
     }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> io::Result<()> {
-        let mode = fs::Permissions::from_mode(0o600);
-        let mut file = tempfile::Builder::new().prefix(".portcullis-").permissions(mode).tempfile_in(directory)?;
-        file.write_all(page.as_bytes())?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("writing {}", path.display()))?;
+    files::replace(path, 0o600, page.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
     note(&format!("wrote {}", path.display()));
     Ok(())
 }

@@ -15,7 +15,7 @@ use self::objects::{
     Image, Metadata, Observable, Os, Policy, Process, ProcessEntity, Product, Query, RelatedEvent, Resource, Technique,
     User,
 };
-use crate::{clock, signal};
+use crate::{clock, signal, text::enum_name};
 
 /// Of the schema.
 pub const VERSION: &str = "1.8.0";
@@ -54,7 +54,7 @@ pub fn to_json(signal: &v1::Signal, activity: Activity, node: &Node) -> Option<S
 
 /// Unique in the fleet, and the same for every event about a signal: the time tells a database from one that replaced it.
 fn finding_uid(signal: &v1::Signal, node: &Node) -> String {
-    let time = signal.time.as_ref().and_then(clock::from_timestamp).unwrap_or_default();
+    let time = clock::ns(signal.time.as_ref());
     format!("{}/{}/{time}", node.name, signal.id)
 }
 
@@ -464,11 +464,6 @@ fn unmapped(signal: &v1::Signal, node: &Node) -> Map<String, Value> {
         out.insert("suppressed".to_owned(), json!(suppressed));
     }
     out
-}
-
-/// An enum's value as our API's clients show it: "blocked" for `VERDICT_BLOCKED`.
-pub fn enum_name(name: &str, prefix: &str) -> String {
-    name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
 }
 
 fn text(text: &str) -> Option<String> {
