@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, anyhow};
-use portcullis_bpf::{contents::Contents, pins::Pins, probe};
+use portcullis_bpf::{Backend, contents::Contents, pins::Pins, probe};
 use portcullis_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -132,7 +132,9 @@ impl App {
 
         reload_on_changes(changes, enforcement.clone(), Arc::clone(&counters))?;
 
-        let stage = image::complete_signals(pending, containers.clone(), sender.clone(), Arc::clone(&counters));
+        let node = node(&config);
+        let stage =
+            image::complete_signals(pending, containers.clone(), sender.clone(), node.clone(), Arc::clone(&counters));
         let resolver = image::resolve_images(
             containers.clone(),
             enforcement.clone(),
@@ -142,13 +144,7 @@ impl App {
         );
         let expiry = expire_old_signals(sender.clone());
         let forgetting = forget_unused_contents(pins);
-        let facts = NodeFacts {
-            backend: signal::backend(Some(kernel::published(backend))),
-            backend_reason: reason,
-            kernel: report.kernel,
-            started_ns: clock::now_ns(),
-            checks: report.checks.into_iter().map(check_message).collect(),
-        };
+        let facts = facts(node, backend, reason, report);
         let sources = Sources {
             store,
             sender,
@@ -232,6 +228,26 @@ impl App {
     }
 }
 
+/// What its signals call this node.
+fn node(config: &Config) -> v1::Node {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    v1::Node {
+        name: config.node_name.as_deref().map_or_else(host, str::to_owned),
+        cluster: config.cluster_name.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+fn facts(node: v1::Node, backend: Backend, backend_reason: String, report: probe::Report) -> NodeFacts {
+    NodeFacts {
+        node,
+        backend: signal::backend(Some(kernel::published(backend))),
+        backend_reason,
+        kernel: report.kernel,
+        started_ns: clock::now_ns(),
+        checks: report.checks.into_iter().map(check_message).collect(),
+    }
+}
+
 /// Starts what the configuration asks for.
 fn start_exporters(
     config: &Config,
@@ -239,12 +255,11 @@ fn start_exporters(
     tasks: &mut Vec<JoinHandle<()>>,
 ) -> anyhow::Result<metrics::Exporters> {
     let export = &config.export;
-    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     let node = Arc::new(ocsf::Node {
-        name: export.node_name.clone().unwrap_or_else(host),
+        name: sources.facts.node.name.clone(),
         kernel: sources.facts.kernel.clone(),
         backend: enum_name(sources.facts.backend.as_str_name(), "BACKEND_"),
-        cluster: export.cluster_name.clone().unwrap_or_default(),
+        cluster: sources.facts.node.cluster.clone(),
     });
     let mut exporters = metrics::Exporters::new();
     if let Some(jsonl) = &export.jsonl {

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    env,
+    ffi::OsString,
     fs, io,
     net::SocketAddr,
     num::NonZeroU32,
@@ -14,6 +16,11 @@ use tonic::{
     metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
     transport::Endpoint,
 };
+
+/// Environment variable with the node's name: of many nodes with one file, as in Kubernetes, each has its own.
+pub const NODE_NAME: &str = "PORTCULLIS_NODE_NAME";
+/// Environment variable with the cluster's name.
+pub const CLUSTER_NAME: &str = "PORTCULLIS_CLUSTER_NAME";
 
 /// Read when `--config` is not given; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/portcullis/portcullis.toml";
@@ -34,6 +41,10 @@ pub struct Config {
     pub catalog_dir: AbsolutePath,
     /// Which backend.
     pub backend: BackendChoice,
+    /// What signals call this node; the host's name unless told. [`NODE_NAME`] in the environment goes before it.
+    pub node_name: Option<Name>,
+    /// And its cluster. [`CLUSTER_NAME`] in the environment goes before it.
+    pub cluster_name: Option<Name>,
     /// See [`Socket`].
     pub socket: Socket,
     /// See [`Shim`].
@@ -108,10 +119,6 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Export {
-    /// What findings call this node; the host's name unless told.
-    pub node_name: Option<String>,
-    /// And its cluster.
-    pub cluster_name: Option<String>,
     /// See [`Jsonl`]. Unset: there is no such file.
     pub jsonl: Option<Jsonl>,
     /// See [`Otlp`]. Unset: nothing is sent.
@@ -231,6 +238,36 @@ pub struct Metrics {
     pub listen: Option<SocketAddr>,
 }
 
+/// What a node or a cluster is called. It is part of every signal, and of the ids of exported findings.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Name(String);
+
+/// As for a name in DNS, which Kubernetes takes for nodes.
+const NAME_MAX: usize = 253;
+
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        if name.is_empty() || name.len() > NAME_MAX {
+            Err(format!("a name has 1 to {NAME_MAX} bytes, not {}", name.len()))
+        } else if name.chars().any(|character| character.is_control() || character == '/') {
+            Err(format!("the name {name:?} has a control character or a slash in it"))
+        } else {
+            Ok(Self(name))
+        }
+    }
+}
+
+impl Deref for Name {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
 /// A path that means the same whatever the working directory is.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "PathBuf")]
@@ -287,6 +324,8 @@ impl Default for Config {
             policy_dir: AbsolutePath("/etc/portcullis/policies".into()),
             catalog_dir: AbsolutePath("/etc/portcullis/catalog.d".into()),
             backend: BackendChoice::Auto,
+            node_name: None,
+            cluster_name: None,
             socket: Socket::default(),
             shim: Shim::default(),
             signals: Signals::default(),
@@ -327,6 +366,14 @@ pub enum ConfigError {
         /// What the system said.
         source: io::Error,
     },
+    /// The environment says something that makes no sense.
+    #[error("environment variable {variable}: {reason}")]
+    Environment {
+        /// Which variable.
+        variable: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
     /// The file says something that makes no sense.
     #[error("{}:{line}:{column}: {reason}", path.display())]
     Invalid {
@@ -348,11 +395,23 @@ impl Config {
             Some(path) => (path, true),
             None => (Path::new(DEFAULT_PATH), false),
         };
-        match fs::read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(Self::default()),
-            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        let config = match fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Self::default(),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        config.with_environment(|variable| env::var_os(variable))
+    }
+
+    /// What the environment says goes before what the file says. An empty variable says nothing: so a chart can always set it.
+    fn with_environment(mut self, variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+        for (name, value) in [(NODE_NAME, &mut self.node_name), (CLUSTER_NAME, &mut self.cluster_name)] {
+            let Some(given) = variable(name).filter(|given| !given.is_empty()) else { continue };
+            let invalid = |reason| ConfigError::Environment { variable: name, reason };
+            let given = given.into_string().map_err(|given| invalid(format!("{} is not UTF-8", given.display())))?;
+            *value = Some(Name::try_from(given).map_err(invalid)?);
         }
+        Ok(self)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
@@ -431,6 +490,25 @@ mod tests {
         assert!(secret.contains("token") && !secret.contains("cret\""), "{secret}");
         assert!(otlp("endpoint = \"http://c:4317\"\nheaders = { \"a b\" = \"x\" }").contains("a header's name"));
         assert!(error("[metrics]\nlisten = \"localhost\"\n").starts_with("p.toml:2:10: "));
+    }
+
+    #[test]
+    fn the_environment_names_node_and_cluster() {
+        let file = Config::parse(Path::new("p.toml"), "node_name = \"a\"\ncluster_name = \"b\"\n").unwrap();
+        let with = |node: &str, cluster: &str| {
+            let (node, cluster) = (OsString::from(node), OsString::from(cluster));
+            file.clone().with_environment(|name| Some(if name == NODE_NAME { node.clone() } else { cluster.clone() }))
+        };
+        let names = |config: Config| [config.node_name, config.cluster_name].map(|name| name.unwrap().to_string());
+        assert_eq!(names(with("", "").unwrap()), ["a", "b"]);
+        assert_eq!(names(with("node-1", "").unwrap()), ["node-1", "b"]);
+        assert_eq!(names(with("node-1", "shop").unwrap()), ["node-1", "shop"]);
+        assert_eq!(names(file.clone().with_environment(|_| None).unwrap()), ["a", "b"]);
+        let slash = with("a/b", "").unwrap_err().to_string();
+        assert!(slash.starts_with("environment variable PORTCULLIS_NODE_NAME: ") && slash.contains("slash"), "{slash}");
+        let control = error("cluster_name = \"a\\u001b\"\n");
+        assert!(control.starts_with("p.toml:1:16: ") && control.contains("control"), "{control}");
+        assert!(error(&format!("node_name = \"{}\"\n", "x".repeat(254))).contains("253"));
     }
 
     #[test]

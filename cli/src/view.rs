@@ -206,6 +206,28 @@ pub struct Signal {
     pub suppressed: Vec<SuppressedCount>,
     pub novelty: Option<Novelty>,
     pub network: Option<NetworkActivity>,
+    pub node: Option<Node>,
+}
+
+/// What its signals call a node.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Node {
+    pub name: String,
+    pub cluster: String,
+}
+
+impl Node {
+    /// For people.
+    pub fn title(&self) -> String {
+        let Self { name, cluster } = self;
+        if cluster.is_empty() { name.clone() } else { format!("{name} of cluster {cluster}") }
+    }
+}
+
+impl From<v1::Node> for Node {
+    fn from(v1::Node { name, cluster }: v1::Node) -> Self {
+        Self { name, cluster }
+    }
 }
 
 /// Whether its workload does such a thing habitually.
@@ -499,6 +521,7 @@ impl From<v1::Signal> for Signal {
             suppressed: signal.suppressed.into_iter().map(Into::into).collect(),
             novelty: signal.novelty.map(Into::into),
             network: signal.network.map(Into::into),
+            node: signal.node.map(Into::into),
         }
     }
 }

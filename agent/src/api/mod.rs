@@ -66,6 +66,8 @@ pub trait KernelCounters: Send + Sync + 'static {
 /// What does not change while the agent runs.
 #[derive(Debug, Clone)]
 pub struct NodeFacts {
+    /// What its signals call it.
+    pub node: v1::Node,
     /// In use.
     pub backend: v1::Backend,
     /// Why.

@@ -29,6 +29,7 @@ impl NodeService for NodeApi {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             abi_version: ABI_VERSION,
             backend: facts.backend.into(),
+            node: Some(facts.node.clone()),
             backend_reason: facts.backend_reason.clone(),
             kernel: facts.kernel.clone(),
             started: Some(timestamp(facts.started_ns)),

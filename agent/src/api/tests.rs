@@ -64,6 +64,7 @@ pub fn bed() -> Bed {
     let (sender, store, _thread) = store::open(&directory.path().join("state"), limits, Arc::clone(&counters)).unwrap();
     let facts = NodeFacts {
         backend: v1::Backend::Lsm,
+        node: v1::Node { name: "node-1".into(), cluster: "shop".into() },
         backend_reason: "test".into(),
         kernel: "6.1".into(),
         started_ns: 1,
@@ -71,7 +72,9 @@ pub fn bed() -> Bed {
     };
     let (containers, tables) = (Containers::default(), Arc::<FakeTables>::default());
     let (signals, pending) = sync::mpsc::channel(8);
-    tokio::spawn(complete_signals(pending, containers.clone(), sender.clone(), Arc::clone(&counters)));
+    let stage =
+        complete_signals(pending, containers.clone(), sender.clone(), facts.node.clone(), Arc::clone(&counters));
+    tokio::spawn(stage);
     let containment =
         Containment::new(containers.clone(), Arc::clone(&tables) as Arc<dyn Means>, &signals, Arc::clone(&counters));
     let sources = Sources {

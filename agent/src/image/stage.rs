@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, future::pending, sync::Arc, time::Duration};
 
-use portcullis_proto::v1::{NetworkActivity, Signal};
+use portcullis_proto::v1::{NetworkActivity, Node, Signal};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -72,11 +72,12 @@ enum Fate {
     Wait,
 }
 
-/// Works until the sender of `items` is gone, and then until those that wait are stored.
+/// Says where each was seen, as well. Works until the sender of `items` is gone, and then until those that wait are stored.
 pub async fn complete_signals(
     mut items: mpsc::Receiver<Item>,
     containers: Containers,
     store: Sender,
+    node: Node,
     counters: Arc<Counters>,
 ) -> Result<(), StoreError> {
     let mut waiting: VecDeque<Waiting> = VecDeque::new();
@@ -88,7 +89,7 @@ pub async fn complete_signals(
                     let mut new = Waiting { deadline: Instant::now() + PATIENCE, pending, update: None, network: None };
                     match complete(&mut new.pending, &containers) {
                         Fate::Wait => waiting.push_back(new),
-                        fate => put(&store, new, fate, &counters).await?,
+                        fate => put(&store, &node, new, fate, &counters).await?,
                     }
                 }
                 // It must not overtake its signal.
@@ -111,7 +112,7 @@ pub async fn complete_signals(
                 for mut one in std::mem::take(&mut waiting) {
                     match complete(&mut one.pending, &containers) {
                         Fate::Wait => waiting.push_back(one),
-                        fate => put(&store, one, fate, &counters).await?,
+                        fate => put(&store, &node, one, fate, &counters).await?,
                     }
                 }
             }
@@ -120,12 +121,12 @@ pub async fn complete_signals(
         let now = Instant::now();
         while waiting.len() > WAITING || waiting.front().is_some_and(|waiting| waiting.deadline <= now) {
             let Some(one) = waiting.pop_front() else { break };
-            put(&store, one, Fate::Lacking, &counters).await?;
+            put(&store, &node, one, Fate::Lacking, &counters).await?;
         }
     }
     for mut one in waiting {
         let fate = complete(&mut one.pending, &containers);
-        put(&store, one, fate, &counters).await?;
+        put(&store, &node, one, fate, &counters).await?;
     }
     Ok(())
 }
@@ -160,11 +161,12 @@ fn complete(pending: &mut Pending, containers: &Containers) -> Fate {
     }
 }
 
-async fn put(store: &Sender, waiting: Waiting, fate: Fate, counters: &Counters) -> Result<(), StoreError> {
+async fn put(store: &Sender, node: &Node, waiting: Waiting, fate: Fate, counters: &Counters) -> Result<(), StoreError> {
     if fate != Fate::Complete {
         counters.signals_without_image.increment();
     }
-    let Pending { origin, signal, kin, .. } = *waiting.pending;
+    let Pending { origin, mut signal, kin, .. } = *waiting.pending;
+    signal.node = Some(node.clone());
     store.send(Command::Signal(Box::new(Entry::new(origin, &signal, kin)))).await?;
     if let Some(update) = waiting.update {
         store.send(Command::Update(update)).await?;
@@ -215,8 +217,12 @@ mod tests {
         containers.insert(RecordName::Cgroup(42), testing::record(42, "c1"));
         assert!(containers.ask_image().is_some());
         let (signals, receiver) = mpsc::channel(4);
-        tokio::spawn(complete_signals(receiver, containers.clone(), sender, counters));
+        tokio::spawn(complete_signals(receiver, containers.clone(), sender, node(), counters));
         Bed { _state: state, containers, signals, store }
+    }
+
+    fn node() -> Node {
+        Node { name: "node-1".into(), cluster: "shop".into() }
     }
 
     async fn image_of(store: &store::Store, id: u64) -> String {
@@ -234,6 +240,7 @@ mod tests {
         let created = testing::record(42, "c1").created_ns;
         bed.containers.set_image(&RecordName::Cgroup(42), created, Image::Known("alpine".into()));
         assert_eq!(image_of(&bed.store, 1).await, "alpine");
+        assert_eq!(bed.store.readers().signal(1).await.unwrap().unwrap().node, Some(node()));
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use super::report::{Check, Source};
 use crate::{
     client::{self, ClientError},
     time::Time,
-    view::{Backend, Mode},
+    view::{Backend, Mode, Node},
 };
 
 /// Long enough for a busy node, short enough for a person.
@@ -26,6 +26,7 @@ pub struct Agent {
     pub backend: Backend,
     pub backend_reason: String,
     pub kernel: String,
+    pub node: Option<Node>,
     pub started: Option<Time>,
     pub policies: Vec<Policy>,
     pub policy_error: String,
@@ -91,6 +92,7 @@ fn status(response: GetStatusResponse) -> Status {
         backend,
         backend_reason: response.backend_reason,
         kernel: response.kernel,
+        node: response.node.map(Into::into),
         started: response.started.as_ref().and_then(Time::from_proto),
         policies: policies.collect(),
         policy_error: response.policy_error,

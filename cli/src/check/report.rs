@@ -188,6 +188,9 @@ impl Report {
 
 impl Agent {
     fn write(&self, out: &mut impl Write, wide: bool) -> io::Result<()> {
+        if let Some(node) = &self.node {
+            writeln!(out, "node     {}", text(&node.title()))?;
+        }
         let since = self.started.map(|time| format!(", since {}", Time::short(time))).unwrap_or_default();
         writeln!(out, "agent    portcullisd {} (ABI {}){since}", text(&self.version), self.abi_version)?;
         let (guarded, unguarded) = (self.containers_guarded, self.containers_unguarded);

@@ -9,8 +9,8 @@ use crate::{
     output::{Screen, Tone},
     time::Time,
     view::{
-        Ancestor, Caller, Endpoint, Identification, Mode, NetworkOperation, Occurrence, Operation, Origin, Process,
-        Signal, SuppressedCount, Transport, Triage, Verdict,
+        Ancestor, Caller, Endpoint, Identification, Mode, NetworkOperation, Node, Occurrence, Operation, Origin,
+        Process, Signal, SuppressedCount, Transport, Triage, Verdict,
     },
 };
 
@@ -137,7 +137,8 @@ impl<W: Write> Report<'_, W> {
             self.field("in the pod", &pod.container_name)?;
         }
         self.safe("created", &container.created.map(Time::full).unwrap_or_default())?;
-        self.safe("ended", &container.ended.map(Time::full).unwrap_or_default())
+        self.safe("ended", &container.ended.map(Time::full).unwrap_or_default())?;
+        self.field("node", &signal.node.as_ref().map(Node::title).unwrap_or_default())
     }
 
     fn who(&mut self, process: &Process, origin: Origin) -> io::Result<()> {

@@ -76,6 +76,7 @@ fn json_has_every_field() {
         "lineageTruncated",
         "message",
         "network",
+        "node",
         "novelty",
         "occurrences",
         "operation",

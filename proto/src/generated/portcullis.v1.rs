@@ -85,6 +85,19 @@ pub struct Signal {
     /// What people make of it. Unset: nobody has said anything, it is open.
     #[prost(message, optional, tag = "43")]
     pub triage: ::core::option::Option<Triage>,
+    /// Where it was seen, as the node was called then. Unset in signals from before nodes were told.
+    #[prost(message, optional, tag = "44")]
+    pub node: ::core::option::Option<Node>,
+}
+/// What tells one node's signals from another's, wherever they are brought together.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Node {
+    /// The configuration's node_name; the host's name where that is not set. With Kubernetes it is the Node's.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The configuration's cluster_name; empty where that is not set.
+    #[prost(string, tag = "2")]
+    pub cluster: ::prost::alloc::string::String,
 }
 /// Whether a workload does such a thing habitually. A workload is what runs from one image under one container name (without
 /// CRI: from one image); the same finding is one of the same rule, tool and origin.
@@ -940,6 +953,9 @@ pub struct GetStatusResponse {
     /// Named counters of the events that the policy's exceptions and repeats kept from becoming signals of their own: no losses.
     #[prost(map = "string, uint64", tag = "15")]
     pub suppressed: ::std::collections::HashMap<::prost::alloc::string::String, u64>,
+    /// What its signals call this node.
+    #[prost(message, optional, tag = "16")]
+    pub node: ::core::option::Option<Node>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Check {

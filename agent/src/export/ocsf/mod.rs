@@ -49,7 +49,9 @@ pub enum Activity {
 
 /// A signal as a line of JSON, without the newline. `None` when it can't be encoded, which no signal is known to bring about.
 pub fn to_json(signal: &v1::Signal, activity: Activity, node: &Node) -> Option<String> {
-    serde_json::to_string(&finding(signal, activity, node)).ok()
+    // As it was called then: a finding keeps its identity when its node is given another name.
+    let named = signal.node.clone().map(|v1::Node { name, cluster }| Node { name, cluster, ..node.clone() });
+    serde_json::to_string(&finding(signal, activity, named.as_ref().unwrap_or(node))).ok()
 }
 
 /// Unique in the fleet, and the same for every event about a signal: the time tells a database from one that replaced it.

@@ -226,6 +226,12 @@ fn an_update_is_about_the_same_finding() {
     let mut signal = full();
     let (first, update) = (check(&signal, Activity::Create), check(&signal, Activity::Update(77)));
     assert_eq!(first["finding_info"]["uid"], update["finding_info"]["uid"]);
+    let mut renamed = signal.clone();
+    renamed.node = Some(v1::Node { name: "node-0".into(), cluster: "store".into() });
+    let renamed = check(&renamed, Activity::Create);
+    assert_eq!(renamed["metadata"]["uid"], "node-0/7/1700000000123456789");
+    assert_eq!(renamed["metadata"]["labels"], json!(["k8s.cluster.name:store"]));
+    assert_eq!((&renamed["device"]["name"], &renamed["device"]["os"]), (&json!("node-0"), &first["device"]["os"]));
     assert_eq!(update["metadata"]["uid"], "node-1/7/1700000000123456789@77");
     assert_eq!((&update["type_uid"], &update["time"]), (&json!(200_402), &json!(1_700_000_009_123_u64)));
     for (state, status, activity) in [
