@@ -2,19 +2,23 @@
 
 use std::{
     collections::HashSet,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fmt::Write,
-    fs::{self, File},
+    fs::{self, OpenOptions},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
+    cni,
     command::{Output, run, wait},
     cri,
     eventually::eventually,
@@ -43,38 +47,63 @@ const END: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Containerd {
     directory: PathBuf,
-    child: Child,
+    path: OsString,
+    run_dir: PathBuf,
+    child: Mutex<Child>,
     namespaces: &'static [&'static str],
 }
 
 impl Containerd {
     /// Starts one with state and socket below `directory`, images and snapshots in `root`. Shims inherit `path` and the
-    /// agent's `run_dir`. With `pods` it has CRI.
+    /// agent's `run_dir`. With `pods` it has CRI, and pods a network.
     pub fn start(directory: &Path, root: &Path, path: &OsStr, run_dir: &Path, pods: bool) -> Result<Self> {
         fs::create_dir_all(directory)?;
-        let config = directory.join("containerd.toml");
         let text = if pods { with_cri(is_version_2(path)?) } else { BASE.to_owned() };
         let text = text.replace("@ROOT@", &root.display().to_string());
-        fs::write(&config, text.replace("@DIR@", &directory.display().to_string()))?;
-        let log = File::create(directory.join("containerd.log"))?;
-        let child = Command::new("containerd")
-            .arg("--config")
-            .arg(&config)
-            .env("PATH", path)
-            .env("PORTCULLIS_RUN_DIR", run_dir)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("starting containerd")?;
+        fs::write(config(directory), text.replace("@DIR@", &directory.display().to_string()))?;
+        if pods {
+            cni::configure(directory)?;
+        }
+        let child = Mutex::new(spawn(directory, path, run_dir)?);
         let namespaces: &[_] = if pods { &[NAMESPACE, cri::NAMESPACE] } else { &[NAMESPACE] };
-        let mut containerd = Self { directory: directory.to_owned(), child, namespaces };
-        eventually(|| {
-            let ended = containerd.child.try_wait()?;
-            ensure!(ended.is_none(), "containerd ended: {}", containerd.log());
-            run(containerd.ctr().arg("version"))?.success()
-        })?;
+        let containerd = Self {
+            directory: directory.to_owned(),
+            path: path.to_owned(),
+            run_dir: run_dir.to_owned(),
+            child,
+            namespaces,
+        };
+        containerd.answers()?;
         Ok(containerd)
+    }
+
+    /// SIGKILLs it and starts it again.
+    pub fn kill_and_restart(&self) -> Result<()> {
+        {
+            let mut child = self.child();
+            child.kill()?;
+            child.wait()?;
+            *child = spawn(&self.directory, &self.path, &self.run_dir)?;
+        }
+        self.answers()
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answers(&self) -> Result<()> {
+        eventually(|| {
+            let ended = self.child().try_wait()?;
+            ensure!(ended.is_none(), "containerd ended: {}", self.log());
+            run(self.ctr().arg("version"))?.success()
+        })?;
+        Ok(())
+    }
+
+    /// Where state, socket and pods' networks are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Its gRPC socket.
@@ -138,11 +167,20 @@ impl Containerd {
 
     /// Those of them that are ours.
     pub fn own_shims(&self) -> Vec<Pid> {
-        let is_ours = |pid: &Pid| {
-            fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()))
-                .is_ok_and(|program| program.ends_with("containerd-shim-portcullis-v1"))
+        self.shims().into_iter().filter(|pid| is_ours(*pid)).collect()
+    }
+
+    /// Our shim and the stock one of a container or pod, by what they were started for.
+    pub fn shims_of(&self, id: &str) -> Result<(Pid, Pid)> {
+        let is_its = |pid: &Pid| {
+            fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()))
+                .is_ok_and(|line| line.split(|&byte| byte == 0).any(|word| word == id.as_bytes()))
         };
-        self.shims().into_iter().filter(is_ours).collect()
+        let (ours, stock): (Vec<_>, Vec<_>) = self.shims().into_iter().filter(is_its).partition(|pid| is_ours(*pid));
+        match (&ours[..], &stock[..]) {
+            ([ours], [stock]) => Ok((*ours, *stock)),
+            found => bail!("shims of {id}: {found:?}"),
+        }
     }
 
     /// The paths of all sockets at which these shims listen, as the kernel tells them.
@@ -185,17 +223,19 @@ impl Containerd {
 
     fn stop(&mut self) -> Result<()> {
         let removed = self.remove_containers();
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
             kill_process(pid, Signal::TERM)?;
         }
-        if wait(&mut self.child, END)?.is_none() {
-            self.child.kill()?;
-            self.child.wait()?;
+        if wait(child, END)?.is_none() {
+            child.kill()?;
+            child.wait()?;
         }
         for shim in self.shims() {
             // It may have ended by itself.
             let _ = kill_process(shim, Signal::KILL);
         }
+        cni::remove()?;
         removed
     }
 }
@@ -206,6 +246,29 @@ impl Drop for Containerd {
             eprintln!("stopping the private containerd: {error:#}");
         }
     }
+}
+
+fn is_ours(shim: Pid) -> bool {
+    fs::read_link(format!("/proc/{}/exe", shim.as_raw_nonzero()))
+        .is_ok_and(|program| program.ends_with("containerd-shim-portcullis-v1"))
+}
+
+fn config(directory: &Path) -> PathBuf {
+    directory.join("containerd.toml")
+}
+
+fn spawn(directory: &Path, path: &OsStr, run_dir: &Path) -> Result<Child> {
+    let log = OpenOptions::new().create(true).append(true).open(directory.join("containerd.log"))?;
+    Command::new("containerd")
+        .arg("--config")
+        .arg(config(directory))
+        .env("PATH", path)
+        .env("PORTCULLIS_RUN_DIR", run_dir)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("starting containerd")
 }
 
 fn is_version_2(path: &OsStr) -> Result<bool> {

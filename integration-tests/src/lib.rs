@@ -6,6 +6,7 @@
 //! | [`command`] | running programs with a time limit |
 //! | [`containerd`] | the private containerd, and containers in it |
 //! | [`cri`] | pods |
+//! | [`cni`] | pods' networks, and what is left of them |
 //! | [`agent`] | portcullisd: start, kill, restart |
 //! | [`node`] | all of it together, and what is left of a container anywhere |
 //! | [`signals`] | what `portcullis signals list -o json` shows |
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod cni;
 pub mod command;
 pub mod containerd;
 pub mod cri;

@@ -5,6 +5,8 @@
 # Programs of this machine that the guest has in /usr/bin. Optional ones are left out where they are missing.
 GUEST_PROGRAMS=(dash containerd ctr containerd-shim-runc-v2 runc nc.openbsd dig nslookup host curl)
 GUEST_OPTIONAL_PROGRAMS=(bpftool strace)
+# CNI's plugins, for pods' networks; from the oldest suite, whose programs run with newer libraries too.
+GUEST_CNI=(bridge host-local loopback)
 GUEST_MODULES=(overlay virtio_pci virtio_console veth bridge)
 GUEST_MIB=1024
 
@@ -14,6 +16,12 @@ guest_paths() {
         command -v "$program" || die "$program is missing: run scripts/lib/deps.sh"
     done
     for program in "${GUEST_OPTIONAL_PROGRAMS[@]}"; do command -v "$program" || true; done
+}
+
+guest_cni_paths() {
+    local directory
+    directory=$(debian_unpacked bookworm containernetworking-plugins)/usr/lib/cni
+    printf '%s\n' "${GUEST_CNI[@]/#/$directory/}"
 }
 
 guest_skeleton() { # ROOT
@@ -72,10 +80,13 @@ guest_container_image() { # ROOT
 }
 
 guest_root() { # ROOT KERNEL_DIR
-    local paths libraries
+    local paths cni libraries
     mapfile -t paths < <(guest_paths)
-    mapfile -t libraries < <(elf_libraries "${paths[@]}")
+    mapfile -t cni < <(guest_cni_paths)
+    mapfile -t libraries < <(elf_libraries "${paths[@]}" "${cni[@]}")
     guest_skeleton "$1"
+    mkdir -p "$1/opt/cni/bin"
+    cp --preserve=mode,timestamps "${cni[@]}" "$1/opt/cni/bin/"
     cp -L --preserve=mode,timestamps "${paths[@]}" "$1/usr/bin/"
     copy_into "$1" "${libraries[@]}"
     ln -s nc.openbsd "$1/usr/bin/nc"
@@ -108,12 +119,13 @@ guest_partition_table() {
 
 # Changes whenever anything that goes into the image does.
 guest_key() { # KERNEL_DIR
-    local paths
+    local paths cni
     mapfile -t paths < <(guest_paths)
+    mapfile -t cni < <(guest_cni_paths)
     {
         echo "$1"
         # Size and time tell two builds of a program apart as well as reading 100 MB would.
-        stat -L -c '%n %s %Y' "${paths[@]}" "$(command -v busybox)"
+        stat -L -c '%n %s %Y' "${paths[@]}" "${cni[@]}" "$(command -v busybox)"
         # Libraries are replaced by upgrades of the whole system, of which libc is the sign.
         ldd --version
         cat "$REPO"/integration-tests/vm/{init,run.c} "$REPO"/integration-tests/container/evade.c "$REPO"/scripts/lib/{guest,oci-image}.sh
