@@ -1,204 +1,48 @@
-//! Pods: the few calls of `runtime.v1`, the API by which kubelet talks to containerd, that make and end them.
-//!
-//! The messages have only those fields of the API's that are used here.
+//! Pods, made and ended by CRI as kubelet does it: the client is generated from the API's published definition.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use hyper_util::rt::TokioIo;
-use prost::Message;
 use tokio::{
     net::UnixStream,
     runtime::{Builder, Runtime},
 };
 use tonic::{
-    Status,
-    client::Grpc,
-    codegen::http::uri::PathAndQuery,
+    Response, Status,
     transport::{Channel, Endpoint},
 };
-use tonic_prost::ProstCodec;
 
+use self::v1::runtime_service_client::RuntimeServiceClient;
 use crate::{command::Output, containerd::IMAGE, eventually::eventually};
+
+/// The API.
+pub mod v1 {
+    #![allow(missing_docs, unused_qualifications, clippy::all, clippy::pedantic)]
+    tonic::include_proto!("runtime.v1");
+}
 
 /// containerd's namespace for everything that CRI makes.
 pub const NAMESPACE: &str = "k8s.io";
 
-/// The name of the runtime handler in `config/containerd`.
+/// The runtime handler in `config/containerd`.
 const HANDLER: &str = "portcullis";
 
-/// Kubernetes's namespace of all pods here.
+/// The same shim by a handler that lists no annotations (`cri-v2.toml`, `cri-v3.toml`).
+pub const HANDLER_WITHOUT_ANNOTATIONS: &str = "portcullis-bare";
+
+/// Kubernetes's namespace of all pods here that name no other.
 pub const POD_NAMESPACE: &str = "shop";
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// `NamespaceMode.NODE`
-const HOST: i32 = 2;
+type Client = RuntimeServiceClient<Channel>;
 
-/// `ContainerState.CONTAINER_RUNNING`
-const RUNNING: i32 = 1;
-
-type Map = HashMap<String, String>;
-
-#[derive(Clone, PartialEq, Message)]
-struct RunPodSandboxRequest {
-    #[prost(message, optional, tag = "1")]
-    config: Option<PodSandboxConfig>,
-    #[prost(string, tag = "2")]
-    runtime_handler: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PodSandboxConfig {
-    #[prost(message, optional, tag = "1")]
-    metadata: Option<PodSandboxMetadata>,
-    #[prost(map = "string, string", tag = "7")]
-    annotations: Map,
-    #[prost(message, optional, tag = "8")]
-    linux: Option<LinuxPodSandboxConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PodSandboxMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    uid: String,
-    #[prost(string, tag = "3")]
-    namespace: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct LinuxPodSandboxConfig {
-    #[prost(message, optional, tag = "2")]
-    security_context: Option<LinuxSandboxSecurityContext>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct LinuxSandboxSecurityContext {
-    #[prost(message, optional, tag = "1")]
-    namespace_options: Option<NamespaceOption>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NamespaceOption {
-    #[prost(int32, tag = "1")]
-    network: i32,
-}
-
-/// The answer to `RunPodSandbox`, and what `StopPodSandbox` and `RemovePodSandbox` ask.
-#[derive(Clone, PartialEq, Message)]
-struct PodSandboxId {
-    #[prost(string, tag = "1")]
-    pod_sandbox_id: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct CreateContainerRequest {
-    #[prost(string, tag = "1")]
-    pod_sandbox_id: String,
-    #[prost(message, optional, tag = "2")]
-    config: Option<ContainerConfig>,
-    #[prost(message, optional, tag = "3")]
-    sandbox_config: Option<PodSandboxConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ContainerConfig {
-    #[prost(message, optional, tag = "1")]
-    metadata: Option<ContainerMetadata>,
-    #[prost(message, optional, tag = "2")]
-    image: Option<ImageSpec>,
-    #[prost(string, repeated, tag = "3")]
-    command: Vec<String>,
-    #[prost(map = "string, string", tag = "10")]
-    annotations: Map,
-    #[prost(message, optional, tag = "15")]
-    linux: Option<LinuxContainerConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ContainerMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ImageSpec {
-    #[prost(string, tag = "1")]
-    image: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct LinuxContainerConfig {
-    #[prost(message, optional, tag = "2")]
-    security_context: Option<LinuxContainerSecurityContext>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct LinuxContainerSecurityContext {
-    #[prost(message, optional, tag = "3")]
-    namespace_options: Option<NamespaceOption>,
-}
-
-/// The answer to `CreateContainer`, and what `StartContainer` asks.
-#[derive(Clone, PartialEq, Message)]
-struct ContainerId {
-    #[prost(string, tag = "1")]
-    container_id: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ExecSyncRequest {
-    #[prost(string, tag = "1")]
-    container_id: String,
-    #[prost(string, repeated, tag = "2")]
-    cmd: Vec<String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ExecSyncResponse {
-    #[prost(bytes = "vec", tag = "1")]
-    stdout: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    stderr: Vec<u8>,
-    #[prost(int32, tag = "3")]
-    exit_code: i32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Empty {}
-
-#[derive(Clone, PartialEq, Message)]
-struct ListContainersResponse {
-    #[prost(message, repeated, tag = "1")]
-    containers: Vec<ListedContainer>,
-}
-
-/// A container as CRI lists it; the pods' own ones are not among them.
-#[derive(Clone, PartialEq, Message)]
-#[allow(missing_docs)]
-pub struct ListedContainer {
-    #[prost(string, tag = "1")]
-    pub id: String,
-    #[prost(string, tag = "2")]
-    pub pod_sandbox_id: String,
-    #[prost(int32, tag = "6")]
-    state: i32,
-}
-
-impl ListedContainer {
-    /// Whether it runs.
-    pub fn is_running(&self) -> bool {
-        self.state == RUNNING
-    }
-}
-
-/// A connection to containerd's CRI.
+/// A connection to containerd's CRI. It finds a containerd again that was restarted.
 #[derive(Debug)]
 pub struct Cri {
     runtime: Runtime,
-    channel: Channel,
+    client: Client,
 }
 
 impl Cri {
@@ -213,59 +57,94 @@ impl Cri {
         // The name is only shown to containerd; the connector knows where to go.
         let endpoint = Endpoint::from_static("http://containerd.invalid").timeout(LIMIT);
         let channel = runtime.block_on(endpoint.connect_with_connector(connector))?;
-        let cri = Self { runtime, channel };
+        let cri = Self { runtime, client: Client::new(channel) };
         // It listens before it is ready.
         eventually(|| cri.containers())?;
         Ok(cri)
     }
 
-    fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, Status>
-    where
-        Q: Message + 'static,
-        A: Message + Default + 'static,
-    {
-        let mut grpc = Grpc::new(self.channel.clone());
-        let path = PathAndQuery::from_static(method);
-        self.runtime.block_on(async {
-            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-            let codec = ProstCodec::<Q, A>::default();
-            grpc.unary(tonic::Request::new(request), path, codec).await.map(tonic::Response::into_inner)
-        })
+    fn call<A>(&self, call: impl AsyncFnOnce(Client) -> Result<Response<A>, Status>) -> Result<A, Status> {
+        self.runtime.block_on(call(self.client.clone())).map(Response::into_inner)
     }
 
-    /// Starts a pod in the node's own network, which needs no CNI.
-    pub fn pod(&self, name: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>> {
-        let security_context = LinuxSandboxSecurityContext { namespace_options: Some(host_network()) };
-        let config = PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata {
+    /// A pod to be started, with a network of its own by CNI.
+    pub fn new_pod(&self, name: &str) -> PodBuilder<'_> {
+        let options = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
+        let config = v1::PodSandboxConfig {
+            metadata: Some(v1::PodSandboxMetadata {
                 name: name.to_owned(),
                 uid: format!("uid-of-{name}"),
                 namespace: POD_NAMESPACE.to_owned(),
+                attempt: 0,
             }),
-            annotations: map(annotations),
-            linux: Some(LinuxPodSandboxConfig { security_context: Some(security_context) }),
+            ..Default::default()
         };
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: HANDLER.to_owned() };
-        let answer: PodSandboxId = self
-            .call("/runtime.v1.RuntimeService/RunPodSandbox", request)
-            .with_context(|| format!("starting pod {name}"))?;
-        Ok(Pod { cri: self, id: answer.pod_sandbox_id, config, removed: false })
+        PodBuilder { cri: self, config, options, handler: HANDLER }
     }
 
-    /// All containers of all pods.
-    pub fn containers(&self) -> Result<Vec<ListedContainer>> {
-        let answer: ListContainersResponse = self.call("/runtime.v1.RuntimeService/ListContainers", Empty {})?;
-        Ok(answer.containers)
+    /// Starts a pod.
+    pub fn pod(&self, name: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>> {
+        annotations.iter().fold(self.new_pod(name), |pod, (key, value)| pod.annotation(key, value)).start()
     }
 
-    /// Runs a program in a container; one that can't be started is an error.
+    /// All pods.
+    pub fn pods(&self) -> Result<Vec<v1::PodSandbox>> {
+        Ok(self.call(async |mut client| client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await)?.items)
+    }
+
+    /// All containers of all pods; the pods' own ones are not among them.
+    pub fn containers(&self) -> Result<Vec<v1::Container>> {
+        Ok(self.call(async |mut client| client.list_containers(v1::ListContainersRequest::default()).await)?.containers)
+    }
+
+    /// Starts a container that was created.
+    pub fn start(&self, container: &str) -> Result<()> {
+        let request = v1::StartContainerRequest { container_id: container.to_owned() };
+        self.call(async |mut client| client.start_container(request).await)
+            .with_context(|| format!("starting container {container}"))?;
+        Ok(())
+    }
+
+    /// A container's status, and what containerd tells besides.
+    fn status(&self, container: &str) -> Result<v1::ContainerStatusResponse> {
+        let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+        self.call(async |mut client| client.container_status(request).await)
+            .with_context(|| format!("asking for the status of {container}"))
+    }
+
+    /// The pid of a running container's first process.
+    pub fn pid(&self, container: &str) -> Result<i32> {
+        let info = self.status(container)?.info;
+        let info: serde_json::Value = serde_json::from_str(info.get("info").context("containerd tells no more")?)?;
+        Ok(info["pid"].as_i64().context("no pid")?.try_into()?)
+    }
+
+    /// Waits for a container's end; gives its exit code.
+    pub fn exit_code(&self, container: &str) -> Result<i32> {
+        eventually(|| {
+            let status = self.status(container)?.status.context("no status")?;
+            ensure!(status.state() == v1::ContainerState::ContainerExited, "{container} is {:?}", status.state());
+            Ok(status.exit_code)
+        })
+    }
+
+    /// Removes a container that has ended.
+    pub fn remove_container(&self, container: &str) -> Result<()> {
+        let request = v1::RemoveContainerRequest { container_id: container.to_owned() };
+        self.call(async |mut client| client.remove_container(request).await)
+            .with_context(|| format!("removing container {container}"))?;
+        Ok(())
+    }
+
+    /// Runs a program in a container, as kubelet runs an exec probe; one that can't be started is an error.
     pub fn exec(&self, container: &str, arguments: &[&str]) -> Result<Output> {
-        let request = ExecSyncRequest {
+        let request = v1::ExecSyncRequest {
             container_id: container.to_owned(),
-            cmd: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            cmd: words(arguments),
+            timeout: LIMIT.as_secs().try_into()?,
         };
-        let answer: ExecSyncResponse = self
-            .call("/runtime.v1.RuntimeService/ExecSync", request)
+        let answer = self
+            .call(async |mut client| client.exec_sync(request).await)
             .with_context(|| format!("running {arguments:?} in {container}"))?;
         Ok(Output {
             status: answer.exit_code,
@@ -275,12 +154,77 @@ impl Cri {
     }
 }
 
-fn host_network() -> NamespaceOption {
-    NamespaceOption { network: HOST }
+fn words(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|argument| (*argument).to_owned()).collect()
 }
 
-fn map(annotations: &[(&str, &str)]) -> Map {
-    annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+impl v1::Container {
+    /// Whether it runs.
+    pub fn is_running(&self) -> bool {
+        self.state() == v1::ContainerState::ContainerRunning
+    }
+}
+
+impl v1::PodSandbox {
+    /// Whether it runs.
+    pub fn is_ready(&self) -> bool {
+        self.state() == v1::PodSandboxState::SandboxReady
+    }
+}
+
+/// A pod to be started.
+#[derive(Debug)]
+pub struct PodBuilder<'a> {
+    cri: &'a Cri,
+    config: v1::PodSandboxConfig,
+    options: v1::NamespaceOption,
+    handler: &'a str,
+}
+
+impl<'a> PodBuilder<'a> {
+    /// In another of Kubernetes's namespaces.
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        self.config.metadata.get_or_insert_default().namespace = namespace.to_owned();
+        self
+    }
+
+    /// With an annotation of the pod's.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.config.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// By another runtime handler than the recommended one.
+    #[must_use]
+    pub fn handler(mut self, handler: &'a str) -> Self {
+        self.handler = handler;
+        self
+    }
+
+    /// In the node's own network.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.options.network = v1::NamespaceMode::Node.into();
+        self
+    }
+
+    /// Starts it.
+    pub fn start(mut self) -> Result<Pod<'a>> {
+        let security_context =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(self.options.clone()), ..Default::default() };
+        self.config.linux =
+            Some(v1::LinuxPodSandboxConfig { security_context: Some(security_context), ..Default::default() });
+        let request =
+            v1::RunPodSandboxRequest { config: Some(self.config.clone()), runtime_handler: self.handler.to_owned() };
+        let id = self
+            .cri
+            .call(async |mut client| client.run_pod_sandbox(request).await)
+            .with_context(|| format!("starting the pod {:?}", self.config.metadata))?
+            .pod_sandbox_id;
+        Ok(Pod { cri: self.cri, id, config: self.config, options: self.options, removed: false })
+    }
 }
 
 /// A running pod. Dropping it removes it.
@@ -288,7 +232,8 @@ fn map(annotations: &[(&str, &str)]) -> Map {
 pub struct Pod<'a> {
     cri: &'a Cri,
     id: String,
-    config: PodSandboxConfig,
+    config: v1::PodSandboxConfig,
+    options: v1::NamespaceOption,
     removed: bool,
 }
 
@@ -298,31 +243,32 @@ impl Pod<'_> {
         &self.id
     }
 
-    /// Starts a container in it, with a first process that does nothing for long; gives its id.
+    /// Its address in the network that CNI made.
+    pub fn address(&self) -> Result<IpAddr> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };
+        let answer = self.cri.call(async |mut client| client.pod_sandbox_status(request).await)?;
+        let network = answer.status.and_then(|status| status.network).context("the pod has no network")?;
+        network.ip.parse().with_context(|| format!("the pod's address is {:?}", network.ip))
+    }
+
+    /// A container to be created in it, whose first process does nothing for long.
+    pub fn container(&self, name: &str) -> ContainerBuilder<'_> {
+        let security_context =
+            v1::LinuxContainerSecurityContext { namespace_options: Some(self.options.clone()), ..Default::default() };
+        let config = v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            image: Some(v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),
+            command: words(&["sleep", "100000"]),
+            annotations: HashMap::new(),
+            linux: Some(v1::LinuxContainerConfig { security_context: Some(security_context), ..Default::default() }),
+            ..Default::default()
+        };
+        ContainerBuilder { pod: self, config }
+    }
+
+    /// Starts a container in it; gives its id.
     pub fn start(&self, name: &str, annotations: &[(&str, &str)]) -> Result<String> {
-        let security_context = LinuxContainerSecurityContext { namespace_options: Some(host_network()) };
-        let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: name.to_owned() }),
-            image: Some(ImageSpec { image: IMAGE.to_owned() }),
-            command: ["sleep", "100000"].map(str::to_owned).into(),
-            annotations: map(annotations),
-            linux: Some(LinuxContainerConfig { security_context: Some(security_context) }),
-        };
-        let request = CreateContainerRequest {
-            pod_sandbox_id: self.id.clone(),
-            config: Some(config),
-            sandbox_config: Some(self.config.clone()),
-        };
-        let answer: ContainerId = self
-            .cri
-            .call("/runtime.v1.RuntimeService/CreateContainer", request)
-            .with_context(|| format!("creating container {name}"))?;
-        let request = ContainerId { container_id: answer.container_id.clone() };
-        let _: Empty = self
-            .cri
-            .call("/runtime.v1.RuntimeService/StartContainer", request)
-            .with_context(|| format!("starting container {name}"))?;
-        Ok(answer.container_id)
+        annotations.iter().fold(self.container(name), |new, (key, value)| new.annotation(key, value)).start()
     }
 
     /// Ends it and all containers in it, and removes them.
@@ -333,10 +279,10 @@ impl Pod<'_> {
     }
 
     fn stop_and_remove(&self) -> Result<()> {
-        let id = PodSandboxId { pod_sandbox_id: self.id.clone() };
-        let _: Empty =
-            self.cri.call("/runtime.v1.RuntimeService/StopPodSandbox", id.clone()).context("stopping a pod")?;
-        let _: Empty = self.cri.call("/runtime.v1.RuntimeService/RemovePodSandbox", id).context("removing a pod")?;
+        let stop = v1::StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        self.cri.call(async |mut client| client.stop_pod_sandbox(stop).await).context("stopping a pod")?;
+        let remove = v1::RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        self.cri.call(async |mut client| client.remove_pod_sandbox(remove).await).context("removing a pod")?;
         Ok(())
     }
 }
@@ -348,5 +294,61 @@ impl Drop for Pod<'_> {
         {
             eprintln!("{error:#}");
         }
+    }
+}
+
+/// A container to be created.
+#[derive(Debug)]
+pub struct ContainerBuilder<'a> {
+    pod: &'a Pod<'a>,
+    config: v1::ContainerConfig,
+}
+
+impl ContainerBuilder<'_> {
+    /// Of another image.
+    #[must_use]
+    pub fn image(mut self, image: &str) -> Self {
+        self.config.image.get_or_insert_default().image = image.to_owned();
+        self
+    }
+
+    /// With this as its first process.
+    #[must_use]
+    pub fn command(mut self, arguments: &[&str]) -> Self {
+        self.config.command = words(arguments);
+        self
+    }
+
+    /// With an annotation of its own.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.config.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// As kubelet starts it again: how often it was started before.
+    #[must_use]
+    pub fn attempt(mut self, attempt: u32) -> Self {
+        self.config.metadata.get_or_insert_default().attempt = attempt;
+        self
+    }
+
+    /// Creates it; gives its id.
+    pub fn create(self) -> Result<String> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: self.pod.id.clone(),
+            sandbox_config: Some(self.pod.config.clone()),
+            config: Some(self.config.clone()),
+        };
+        let answer = self.pod.cri.call(async |mut client| client.create_container(request).await);
+        Ok(answer.with_context(|| format!("creating the container {:?}", self.config.metadata))?.container_id)
+    }
+
+    /// Creates and starts it; gives its id.
+    pub fn start(self) -> Result<String> {
+        let cri = self.pod.cri;
+        let id = self.create()?;
+        cri.start(&id)?;
+        Ok(id)
     }
 }
