@@ -1,10 +1,15 @@
-//! Pods, made through CRI as kubelet makes them.
+//! Pods, made through CRI as kubelet makes them, each with a network of its own.
 
-use std::{path::PathBuf, time::Duration};
+mod faults;
+mod lives;
+mod selection;
+
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use portcullis_integration_tests::{
-    cri::{Cri, POD_NAMESPACE},
+    cni::Networks,
+    cri::{self, Cri, POD_NAMESPACE},
     eventually::{eventually, within},
     node::{Node, Traces},
     signals::Pod,
@@ -15,12 +20,18 @@ use rustix::process::{Signal, kill_process};
 use crate::{Test, stopped};
 
 /// All of them.
-pub const TESTS: [Test; 5] = [
+pub const TESTS: [Test; 11] = [
     ("a_pod_has_one_shim_and_leaves_nothing", a_pod_has_one_shim_and_leaves_nothing),
     ("a_pod_whose_shim_was_killed_leaves_nothing", a_pod_whose_shim_was_killed_leaves_nothing),
     ("each_container_of_a_pod_has_its_own_mode", each_container_of_a_pod_has_its_own_mode),
     ("a_pod_s_annotation_holds_for_all_its_containers", a_pod_s_annotation_holds_for_all_its_containers),
     ("a_signal_names_pod_and_container", a_signal_names_pod_and_container),
+    ("a_pod_s_life_is_told", lives::a_pod_s_life_is_told),
+    ("a_pod_s_restarted_container_is_guarded_anew", lives::a_restarted_container_is_guarded_anew),
+    ("a_pod_s_containers_are_contained_alone", lives::containers_are_contained_alone),
+    ("policies_select_by_pod_and_image", selection::policies_select_by_pod_and_image),
+    ("a_pod_survives_containerd_and_agent", faults::a_pod_survives_containerd_and_agent),
+    ("a_pod_whose_shim_dies_takes_nothing_along", faults::a_pod_whose_shim_dies_takes_nothing_along),
 ];
 
 /// The agent looks every half minute for what nobody cleaned up, and believes what it has seen twice.
@@ -33,8 +44,40 @@ fn nothing_is_left(node: &Node, sockets: &[PathBuf]) -> Result<()> {
     within(SWEPT, || {
         let traces = node.traces()?;
         ensure!(traces == nothing, "left: {traces:?}");
+        let networks = Networks::of(node.containerd().directory())?;
+        ensure!(networks == Networks::default(), "left: {networks:?}");
         let left: Vec<_> = sockets.iter().filter(|socket| socket.exists()).collect();
         ensure!(left.is_empty(), "left: {left:?}");
+        Ok(())
+    })
+}
+
+/// Waits until containerd, the agent and the kernel tell the same: that just these pods and containers run.
+fn all_agree(node: &Node, cri: &Cri, pods: &[&cri::Pod<'_>], containers: &[&String]) -> Result<()> {
+    let pods: BTreeSet<String> = pods.iter().map(|pod| pod.id().to_owned()).collect();
+    let containers: BTreeSet<String> = containers.iter().map(|&id| id.clone()).collect();
+    within(SWEPT, || {
+        let ready = cri.pods()?.into_iter().filter(cri::v1::PodSandbox::is_ready).map(|pod| pod.id).collect();
+        let running = cri.containers()?.into_iter().filter(cri::v1::Container::is_running).map(|one| one.id).collect();
+        ensure!(pods == ready && containers == running, "CRI tells of the pods {ready:?} with {running:?}");
+        let told = node.containers()?;
+        let known: BTreeSet<String> = told.iter().map(|one| one.id.clone()).collect();
+        ensure!(known == &pods | &containers && told.iter().all(|one| one.guarded), "the agent tells of {told:#?}");
+        let cgroups: BTreeSet<u64> = told.iter().map(|one| one.cgroup_id).collect();
+        let traces = node.traces()?;
+        let numbers = |names: &[String]| names.iter().filter_map(|name| name.parse().ok()).collect::<BTreeSet<u64>>();
+        ensure!(
+            cgroups == traces.map_entries.iter().copied().collect() && cgroups == numbers(&traces.records),
+            "the agent tells of {cgroups:?}, and there are {traces:?}"
+        );
+        let links = if node.backend() == Backend::Lsm { cgroups } else { BTreeSet::new() };
+        ensure!(links == numbers(&traces.links), "{traces:?} instead of {links:?}");
+        let sockets = node.containerd().sockets();
+        let exist = sockets.iter().filter(|socket| socket.exists()).count();
+        ensure!(traces.shims.len() == 2 * pods.len() && exist >= 2 * pods.len(), "{traces:?}, {sockets:?}");
+        let networks = Networks::of(node.containerd().directory())?;
+        let counts = [&networks.leases, &networks.devices, &networks.namespaces].map(BTreeSet::len);
+        ensure!(counts == [pods.len(); 3], "{networks:?}");
         Ok(())
     })
 }

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::{LAST, assert_stopped, stopped, verdicts};
 
 /// A policy about netcat alone.
-fn policy(name: &str, mode: &str, select: &str) -> String {
+pub fn policy(name: &str, mode: &str, select: &str) -> String {
     format!(
         "apiVersion: portcullis.dev/v1\nkind: NetworkUtilityPolicy\nmetadata:\n  name: {name}\nspec:\n  mode: {mode}\n  select: \
          {select}\n  rules:\n    - categories: [netcat, dns]\n      action: block\n"
@@ -25,18 +25,18 @@ fn policy(name: &str, mode: &str, select: &str) -> String {
 }
 
 /// Files of the test's in the policy directory, gone with it.
-struct Files<'a> {
+pub struct Files<'a> {
     node: &'a Node,
     names: Vec<&'static str>,
 }
 
 impl<'a> Files<'a> {
-    fn new(node: &'a Node) -> Self {
+    pub fn new(node: &'a Node) -> Self {
         Self { node, names: Vec::new() }
     }
 
     /// As an editor does it: under another name, and then renamed.
-    fn write(&mut self, name: &'static str, text: &str) -> Result<()> {
+    pub fn write(&mut self, name: &'static str, text: &str) -> Result<()> {
         let directory = self.node.paths().policy_dir();
         self.names.push(name);
         fs::write(directory.join(format!(".{name}.new")), text)?;
@@ -90,7 +90,7 @@ fn status(node: &Node) -> Result<Agent> {
 }
 
 /// Waits until exactly these are in force, without a signal to the agent: it watches the directory.
-fn in_force(node: &Node, names: &[&str]) -> Result<()> {
+pub fn in_force(node: &Node, names: &[&str]) -> Result<()> {
     eventually(|| {
         let status = status(node)?;
         let found: Vec<&str> = status.policies.iter().map(|policy| policy.name.as_str()).collect();
@@ -99,7 +99,7 @@ fn in_force(node: &Node, names: &[&str]) -> Result<()> {
     })
 }
 
-fn told(node: &Node, id: &str) -> Result<signals::Container> {
+pub fn told(node: &Node, id: &str) -> Result<signals::Container> {
     let containers = node.containers()?;
     containers.into_iter().find(|container| container.id == id).with_context(|| format!("{id} is not listed"))
 }
