@@ -4,6 +4,7 @@ use std::{collections::HashMap, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use tokio::{
     net::UnixStream,
     runtime::{Builder, Runtime},
@@ -115,8 +116,8 @@ impl Cri {
     /// The pid of a running container's first process.
     pub fn pid(&self, container: &str) -> Result<i32> {
         let info = self.status(container)?.info;
-        let info: serde_json::Value = serde_json::from_str(info.get("info").context("containerd tells no more")?)?;
-        Ok(info["pid"].as_i64().context("no pid")?.try_into()?)
+        let Info { pid } = serde_json::from_str(info.get("info").context("containerd tells no more")?)?;
+        Ok(pid)
     }
 
     /// Waits for a container's end; gives its exit code.
@@ -154,6 +155,12 @@ impl Cri {
     }
 }
 
+/// What containerd tells of a container beyond CRI, as far as it is looked at.
+#[derive(Deserialize)]
+struct Info {
+    pid: i32,
+}
+
 fn words(arguments: &[&str]) -> Vec<String> {
     arguments.iter().map(|argument| (*argument).to_owned()).collect()
 }
@@ -185,7 +192,7 @@ impl<'a> PodBuilder<'a> {
     /// In another of Kubernetes's namespaces.
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> Self {
-        self.config.metadata.get_or_insert_default().namespace = namespace.to_owned();
+        namespace.clone_into(&mut self.config.metadata.get_or_insert_default().namespace);
         self
     }
 
@@ -308,7 +315,7 @@ impl ContainerBuilder<'_> {
     /// Of another image.
     #[must_use]
     pub fn image(mut self, image: &str) -> Self {
-        self.config.image.get_or_insert_default().image = image.to_owned();
+        image.clone_into(&mut self.config.image.get_or_insert_default().image);
         self
     }
 
