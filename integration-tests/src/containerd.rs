@@ -170,13 +170,18 @@ impl Containerd {
         self.shims().into_iter().filter(|pid| is_ours(*pid)).collect()
     }
 
-    /// Our shim and the stock one of a container or pod, by what they were started for.
-    pub fn shims_of(&self, id: &str) -> Result<(Pid, Pid)> {
+    /// Pids of the shims that were started for a container or pod.
+    pub fn shims_for(&self, id: &str) -> Vec<Pid> {
         let is_its = |pid: &Pid| {
             fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()))
                 .is_ok_and(|line| line.split(|&byte| byte == 0).any(|word| word == id.as_bytes()))
         };
-        let (ours, stock): (Vec<_>, Vec<_>) = self.shims().into_iter().filter(is_its).partition(|pid| is_ours(*pid));
+        self.shims().into_iter().filter(is_its).collect()
+    }
+
+    /// Our shim and the stock one of a container or pod.
+    pub fn shims_of(&self, id: &str) -> Result<(Pid, Pid)> {
+        let (ours, stock): (Vec<_>, Vec<_>) = self.shims_for(id).into_iter().partition(|pid| is_ours(*pid));
         match (&ours[..], &stock[..]) {
             ([ours], [stock]) => Ok((*ours, *stock)),
             found => bail!("shims of {id}: {found:?}"),

@@ -32,6 +32,9 @@ const HANDLER: &str = "portcullis";
 /// The same shim by a handler that lists no annotations (`cri-v2.toml`, `cri-v3.toml`).
 pub const HANDLER_WITHOUT_ANNOTATIONS: &str = "portcullis-bare";
 
+/// The stock shim's.
+pub const STOCK_HANDLER: &str = "runc";
+
 /// Kubernetes's namespace of all pods here that name no other.
 pub const POD_NAMESPACE: &str = "shop";
 

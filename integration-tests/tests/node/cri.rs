@@ -15,21 +15,19 @@ use portcullis_integration_tests::{
     signals::Pod,
 };
 use portcullis_policy::policyset::Backend;
-use rustix::process::{Signal, kill_process};
 
 use crate::{Test, stopped};
 
 /// All of them.
-pub const TESTS: [Test; 11] = [
+pub const TESTS: [Test; 10] = [
     ("a_pod_has_one_shim_and_leaves_nothing", a_pod_has_one_shim_and_leaves_nothing),
-    ("a_pod_whose_shim_was_killed_leaves_nothing", a_pod_whose_shim_was_killed_leaves_nothing),
     ("each_container_of_a_pod_has_its_own_mode", each_container_of_a_pod_has_its_own_mode),
     ("a_pod_s_annotation_holds_for_all_its_containers", a_pod_s_annotation_holds_for_all_its_containers),
     ("a_signal_names_pod_and_container", a_signal_names_pod_and_container),
     ("a_pod_s_life_is_told", lives::a_pod_s_life_is_told),
     ("a_pod_s_restarted_container_is_guarded_anew", lives::a_restarted_container_is_guarded_anew),
     ("a_pod_s_containers_are_contained_alone", lives::containers_are_contained_alone),
-    ("policies_select_by_pod_and_image", selection::policies_select_by_pod_and_image),
+    ("a_pod_is_under_the_policy_that_selects_it", selection::a_pod_is_under_the_policy_that_selects_it),
     ("a_pod_survives_containerd_and_agent", faults::a_pod_survives_containerd_and_agent),
     ("a_pod_whose_shim_dies_takes_nothing_along", faults::a_pod_whose_shim_dies_takes_nothing_along),
 ];
@@ -142,19 +140,6 @@ fn a_pod_has_one_shim_and_leaves_nothing(node: &Node) -> Result<()> {
     nothing_is_left(node, &sockets)?;
     ensure!(cri.containers()?.is_empty(), "{:?}", cri.containers()?);
     Ok(())
-}
-
-fn a_pod_whose_shim_was_killed_leaves_nothing(node: &Node) -> Result<()> {
-    let cri = node.cri()?;
-    let pod = cri.pod("killed", &[])?;
-    pod.start("one", &[])?;
-    pod.start("two", &[])?;
-    let sockets = node.containerd().sockets();
-    for shim in node.containerd().own_shims() {
-        kill_process(shim, Signal::KILL)?;
-    }
-    pod.remove()?;
-    nothing_is_left(node, &sockets)
 }
 
 fn each_container_of_a_pod_has_its_own_mode(node: &Node) -> Result<()> {

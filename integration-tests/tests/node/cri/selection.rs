@@ -10,7 +10,7 @@ use crate::selection::{Files, in_force, policy, told};
 const PAUSE: &str = "docker.io/library/portcullis-pause:latest";
 
 /// And a pod whose runtime handler hands on none of its annotations is under the default, whatever they say.
-pub fn policies_select_by_pod_and_image(node: &Node) -> Result<()> {
+pub fn a_pod_is_under_the_policy_that_selects_it(node: &Node) -> Result<()> {
     let mut files = Files::new(node);
     files.write("bank.yaml", &policy("bank", "enforce", "{namespaces: [bank]}"))?;
     files.write("ledger.yaml", &policy("ledger", "detect", "{namespaces: [bank], pods: ['ledger-?']}"))?;
