@@ -20,6 +20,7 @@ DEPENDENCIES=(
     qemu-system-x86_64:qemu-system-x86
     busybox:busybox-static
     mke2fs:e2fsprogs
+    mmdebstrap:mmdebstrap
     depmod:kmod
     nc.openbsd:netcat-openbsd
     nslookup:bind9-dnsutils

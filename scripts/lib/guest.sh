@@ -1,6 +1,12 @@
 # shellcheck shell=bash
-# The virtual machine's root file system: an ext4 image made without mounting, from this machine's own packages.
-# Source common.sh, debian.sh, kernels.sh and containerd.sh first.
+# The virtual machine's root file system: an ext4 image made without mounting. Source common.sh, debian.sh, kernels.sh and
+# containerd.sh first. There are two systems:
+#
+#   busybox  this machine's own containerd and little else
+#   debian   Debian 12 as its packages make it, with systemd and containerd.service
+
+# shellcheck source=scripts/lib/guest-debian.sh
+. "$REPO/scripts/lib/guest-debian.sh"
 
 # Programs of this machine that the guest has in /usr/bin. Optional ones are left out where they are missing.
 GUEST_PROGRAMS=(dash containerd ctr containerd-shim-runc-v2 runc nc.openbsd dig nslookup host curl)
@@ -9,6 +15,7 @@ GUEST_OPTIONAL_PROGRAMS=(bpftool strace)
 GUEST_CNI=(bridge host-local loopback)
 GUEST_MODULES=(overlay virtio_pci virtio_console veth bridge)
 GUEST_MIB=1024
+GUEST_DEBIAN_MIB=2048
 
 guest_paths() {
     local program
@@ -79,7 +86,7 @@ guest_container_image() { # ROOT
     rm -rf "$dir" "$1"/var/lib/containerd/tmpmounts
 }
 
-guest_root() { # ROOT KERNEL_DIR
+guest_busybox_root() { # ROOT
     local paths cni libraries
     mapfile -t paths < <(guest_paths)
     mapfile -t cni < <(guest_cni_paths)
@@ -93,6 +100,11 @@ guest_root() { # ROOT KERNEL_DIR
     # Not busybox: its shell runs applets of its own for nc and nslookup, whatever PATH says.
     ln -s dash "$1/usr/bin/sh"
     guest_busybox "$1"
+}
+
+guest_root() { # ROOT KERNEL_DIR SYSTEM
+    "guest_$3_root" "$1"
+    mkdir -p "$1/vm"
     guest_modules "$1" "$2"
     guest_container_image "$1"
     cp "$REPO/integration-tests/vm/init" "$1/init"
@@ -118,47 +130,49 @@ guest_partition_table() {
 }
 
 # Changes whenever anything that goes into the image does.
-guest_key() { # KERNEL_DIR
+guest_key() { # KERNEL_DIR SYSTEM
     local paths cni
     mapfile -t paths < <(guest_paths)
     mapfile -t cni < <(guest_cni_paths)
     {
         echo "$1"
+        [[ $2 == busybox ]] || guest_debian_system
         # Size and time tell two builds of a program apart as well as reading 100 MB would.
         stat -L -c '%n %s %Y' "${paths[@]}" "${cni[@]}" "$(command -v busybox)"
         # Libraries are replaced by upgrades of the whole system, of which libc is the sign.
         ldd --version
-        cat "$REPO"/integration-tests/vm/{init,run.c} "$REPO"/integration-tests/container/evade.c "$REPO"/scripts/lib/{guest,oci-image}.sh
+        cat "$REPO"/integration-tests/vm/{init,run.c} "$REPO"/integration-tests/container/evade.c "$REPO"/scripts/lib/{guest,guest-debian,oci-image}.sh
     } | sha256sum | cut -c1-16
 }
 
-guest_build() { # KERNEL_DIR IMAGE
-    local root=$2.root
+guest_build() { # KERNEL_DIR IMAGE SYSTEM
+    local root=$2.root size=$GUEST_MIB
     [[ -e $2 ]] && return
+    [[ $3 == busybox ]] || size=$GUEST_DEBIAN_MIB
     say "making the machine's disk for $(cat "$1/release")"
     rm -rf "$root"
     mkdir -p "$root"
-    guest_root "$root" "$1"
+    guest_root "$root" "$1" "$3"
     rm -f "$2.new"
-    truncate -s $((GUEST_MIB + 1))M "$2.new"
-    mke2fs -q -t ext4 -O ^has_journal -E offset=1048576,root_owner=0:0 -d "$root" "$2.new" "${GUEST_MIB}M" >/dev/null ||
+    truncate -s $((size + 1))M "$2.new"
+    mke2fs -q -t ext4 -O ^has_journal -E offset=1048576,root_owner=0:0 -d "$root" "$2.new" "${size}M" >/dev/null ||
         die "mke2fs failed for $2"
-    guest_partition_table "$2.new" "$GUEST_MIB"
+    guest_partition_table "$2.new" "$size"
     (cd "$root" && find usr/lib* -name '*.so*') | sed 's|^usr||' >"$2.libraries"
     rm -rf "$root"
     mv "$2.new" "$2"
 }
 
-# guest_image KERNEL_DIR prints the image; IMAGE.libraries beside it lists the shared objects in it.
+# guest_image KERNEL_DIR SYSTEM prints the image; IMAGE.libraries beside it lists the shared objects in it.
 guest_image() {
     local image
     need gcc gcc
     need mke2fs e2fsprogs
-    image=$TESTBED/guest/$(basename "$1")-$(guest_key "$1").ext4
+    image=$TESTBED/guest/$2-$(basename "$1")-$(guest_key "$1" "$2").ext4
     mkdir -p "$TESTBED/guest"
-    with_lock guest guest_build "$1" "$image" || exit 1
+    with_lock guest guest_build "$1" "$image" "$2" || exit 1
     # Older builds for the same kernel are of no more use.
-    find "$TESTBED/guest" -maxdepth 1 -name "$(basename "$1")-*" ! -name "$(basename "$image")*" -mmin +60 -exec rm -rf {} +
+    find "$TESTBED/guest" -maxdepth 1 -name "$2-$(basename "$1")-*" ! -name "$(basename "$image")*" -mmin +60 -exec rm -rf {} +
     echo "$image"
 }
 
@@ -176,7 +190,8 @@ guest_run_archive() {
         mkdir -p "$tree$(dirname "$to")"
         cp -rLT --preserve=mode,timestamps "$from" "$tree$to"
         while read -r library; do
-            grep -qxF "${library#/usr}" "$image.libraries" || copy_into "$tree" "$library"
+            # Below /usr, wherever it is looked for: /lib may be a link in the guest, which a directory would replace.
+            grep -qxF "${library#/usr}" "$image.libraries" || copy_into "$tree" "/usr${library#/usr}"
         done < <(find -L "$from" -type f -perm /111 -print0 | while IFS= read -r -d '' file; do elf_libraries "$file"; done)
     done
     shift
