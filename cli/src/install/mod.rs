@@ -43,6 +43,9 @@ const PROGRAMS: [&str; 3] = [SHIM, "portcullisd", "portcullis"];
 /// Below the root. Ours, replaced by each installation.
 const UNIT: (&str, &str) =
     ("/etc/systemd/system/portcullisd.service", include_str!("../../../config/systemd/portcullisd.service"));
+/// Below the root. With both there, programs, unit and configuration are the Debian package's.
+const PACKAGED: [&str; 2] = ["/usr/lib/systemd/system/portcullisd.service", "/usr/bin/containerd-shim-portcullis-v1"];
+const PREFIX: &str = "/usr/local";
 /// Below the root. The operator's: written if they are missing.
 const EDITABLE: [(&str, &str); 2] = [
     ("/etc/portcullis/portcullis.toml", include_str!("../../../config/portcullis.toml")),
@@ -54,18 +57,19 @@ const RUNC_OPTIONS: &str = "/etc/portcullis/runc-options.toml";
 ///
 /// The programs go below the prefix, the agent's unit into /etc/systemd/system, its configuration and the default policy into
 /// /etc/portcullis (if there is none yet), and a file with the runtime handler beside containerd's configuration, which gets
-/// a line that imports it. Running it again changes only what differs. Nothing is started or restarted; what to do next is
+/// a line that imports it. Where the Debian package has put all of these but the runtime handler, that is what is left to do.
+/// Running it again changes only what differs. Nothing is started or restarted; what to do next is
 /// told.
 #[derive(Debug, clap::Args)]
 pub struct Install {
     #[command(flatten)]
     place: Place,
-    /// Where the programs are; by default beside this one
+    /// Where the programs are; by default beside this one. They are installed even if the package's are there
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// The programs' place is bin below this; it must be in containerd's PATH
-    #[arg(long, value_name = "DIR", default_value = "/usr/local")]
-    prefix: PathBuf,
+    /// The programs' place is bin below this, /usr/local unless told; it must be in containerd's PATH
+    #[arg(long, value_name = "DIR")]
+    prefix: Option<PathBuf>,
     /// The runtime handler's name
     #[arg(long, value_name = "NAME", default_value = "portcullis", value_parser = handler_name)]
     handler: String,
@@ -228,16 +232,20 @@ impl Install {
         };
         let handler = Handler::new(main.as_deref(), &wish)?;
 
-        let mut files = self.programs()?;
         let text = |path: &str, text: &str, editable| File {
             path: path.into(),
             bytes: text.as_bytes().to_vec(),
             mode: 0o644,
             editable,
         };
-        let agent = format!("ExecStart={}", self.prefix.join("bin/portcullisd").display());
-        files.push(text(UNIT.0, &UNIT.1.replace("ExecStart=portcullisd", &agent), false));
-        files.extend(EDITABLE.map(|(path, content)| text(path, content, true)));
+        let mut files = Vec::new();
+        if !self.is_packaged() {
+            let prefix = self.prefix.as_deref().unwrap_or(Path::new(PREFIX)).join("bin");
+            files = self.programs(&prefix)?;
+            let agent = format!("ExecStart={}", prefix.join("portcullisd").display());
+            files.push(text(UNIT.0, &UNIT.1.replace("ExecStart=portcullisd", &agent), false));
+            files.extend(EDITABLE.map(|(path, content)| text(path, content, true)));
+        }
         if let Some(options) = &handler.runc_options {
             files.push(text(RUNC_OPTIONS, options, true));
         }
@@ -284,7 +292,12 @@ impl Install {
         self.place.carry_out(&changes, next, global)
     }
 
-    fn programs(&self) -> anyhow::Result<Vec<File>> {
+    fn is_packaged(&self) -> bool {
+        let asked = self.from.is_some() || self.prefix.is_some();
+        !asked && PACKAGED.iter().all(|path| self.place.at(Path::new(path)).exists())
+    }
+
+    fn programs(&self, prefix: &Path) -> anyhow::Result<Vec<File>> {
         let beside = || Ok(env::current_exe()?.parent().unwrap_or(Path::new("/")).to_owned());
         let from: anyhow::Result<PathBuf> = self.from.clone().map_or_else(beside, Ok);
         let from = from.context("finding the programs: say --from DIR")?;
@@ -292,7 +305,7 @@ impl Install {
             let path = from.join(name);
             let bytes = fs::read(&path)
                 .with_context(|| format!("reading {}: say --from DIR, where all three programs are", path.display()))?;
-            Ok(File { path: self.prefix.join("bin").join(name), bytes, mode: 0o755, editable: false })
+            Ok(File { path: prefix.join(name), bytes, mode: 0o755, editable: false })
         };
         PROGRAMS.iter().map(program).collect()
     }
@@ -301,12 +314,6 @@ impl Install {
 impl Uninstall {
     /// Plans, and carries it out.
     pub fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let Some(manifest) = self.place.manifest()? else {
-            bail!(
-                "{} is not there: nothing was installed by this command",
-                self.place.at(Path::new(manifest::PATH)).display()
-            );
-        };
         let running = containerd::guarded(&self.place.at(&self.containerd_state));
         if !running.is_empty() {
             bail!(
@@ -315,6 +322,14 @@ impl Uninstall {
                 some_of(&running)
             );
         }
+        let Some(manifest) = self.place.manifest()? else {
+            let path = self.place.at(Path::new(manifest::PATH));
+            exit::note(&format!(
+                "{} is not there: there is nothing to undo",
+                escape::text(&path.display().to_string())
+            ));
+            return self.place.carry_out(&[], Vec::new(), global);
+        };
         let mut changes = Vec::new();
         // First the line that imports: containerd does not start if what it imports is missing.
         if let (Some(main_path), Some(drop_in)) = (&manifest.imported_by, &manifest.drop_in)
