@@ -22,6 +22,8 @@ DEPENDENCIES=(
     mke2fs:e2fsprogs
     mmdebstrap:mmdebstrap
     depmod:kmod
+    strip:binutils
+    dpkg-shlibdeps:dpkg-dev
     nc.openbsd:netcat-openbsd
     nslookup:bind9-dnsutils
     host:bind9-host
