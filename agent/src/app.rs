@@ -55,7 +55,7 @@ pub struct Prepared {
 /// Reads and checks everything that people write. Changes nothing.
 pub fn prepare(config: Config) -> anyhow::Result<Prepared> {
     let catalog = additions::load(&config.catalog_dir)?;
-    let policies = policies::load(&config.policy_dir, &catalog)?;
+    let policies = policies::load(&config.policy_dirs(), &catalog)?;
     let tools = Tools::new(Known::new(catalog, policies.meanings()));
     let socket_group = config.socket.group.as_deref().map(api::socket::group_id).transpose()?;
     Ok(Prepared { config, tools, policies, socket_group })
@@ -93,7 +93,9 @@ impl App {
         let directory = RecordDirectory::create(&config.run_dir)
             .with_context(|| format!("creating the container records below {}", config.run_dir.display()))?;
         let containers = Containers::default();
-        let changes = Changes::watch(&[&config.policy_dir, &config.catalog_dir], Arc::clone(&counters))
+        let mut directories = config.policy_dirs();
+        directories.push(&config.catalog_dir);
+        let changes = Changes::watch(&directories, Arc::clone(&counters))
             .context("watching the directories of policies and catalogue (see fs.inotify.max_user_instances)")?;
         let enforcement = Enforcement::start(
             enforcement::Node::new(&config, kernel::published(backend), &pins),

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     env,
     ffi::OsString,
-    fs, io,
+    fs, io, iter,
     net::SocketAddr,
     num::NonZeroU32,
     ops::Deref,
@@ -37,6 +37,8 @@ pub struct Config {
     pub state_dir: AbsolutePath,
     /// The operator's policies.
     pub policy_dir: AbsolutePath,
+    /// More of them, which the API does not write to.
+    pub more_policy_dirs: Vec<AbsolutePath>,
     /// What the operator adds to the catalogue.
     pub catalog_dir: AbsolutePath,
     /// Which backend.
@@ -322,6 +324,7 @@ impl Default for Config {
             bpffs_root: AbsolutePath("/sys/fs/bpf/portcullis".into()),
             state_dir: AbsolutePath("/var/lib/portcullis".into()),
             policy_dir: AbsolutePath("/etc/portcullis/policies".into()),
+            more_policy_dirs: Vec::new(),
             catalog_dir: AbsolutePath("/etc/portcullis/catalog.d".into()),
             backend: BackendChoice::Auto,
             node_name: None,
@@ -389,6 +392,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// All directories of policies, that of the API first.
+    pub fn policy_dirs(&self) -> Vec<&Path> {
+        iter::once(&self.policy_dir).chain(&self.more_policy_dirs).map(|directory| &**directory).collect()
+    }
+
     /// Reads the file that `--config` names, or the default one if it exists.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let (path, required) = match path {
@@ -446,10 +454,20 @@ mod tests {
 
     #[test]
     fn shipped_file_names_every_key() {
-        for key in ["run_dir", "bpffs_root", "state_dir", "policy_dir", "catalog_dir", "backend", "inner", "format"]
-            .into_iter()
-            .chain(["# group", "max_age_days", "max_size_mb", "# node_name", "# cluster_name", "# listen"])
-            .chain(["# path", "# max_size_mb", "# keep", "# endpoint", "# headers", "# timeout_seconds"])
+        for key in [
+            "run_dir",
+            "bpffs_root",
+            "state_dir",
+            "policy_dir",
+            "more_policy_dirs",
+            "catalog_dir",
+            "backend",
+            "inner",
+            "format",
+        ]
+        .into_iter()
+        .chain(["# group", "max_age_days", "max_size_mb", "# node_name", "# cluster_name", "# listen"])
+        .chain(["# path", "# max_size_mb", "# keep", "# endpoint", "# headers", "# timeout_seconds"])
         {
             assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
         }

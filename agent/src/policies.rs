@@ -9,10 +9,12 @@ use portcullis_bpf::{
 use portcullis_policy::{
     catalog::{Catalog, Kind},
     compile::Compiled,
-    exceptions::Exception,
     identity::compile,
     source::{SHIPPED_DEFAULT, SourceError, parse},
+    together::{self, TogetherError, filling_in},
 };
+
+pub use portcullis_policy::together::SHIPPED;
 
 use crate::{
     files::{self, ReadError},
@@ -20,11 +22,13 @@ use crate::{
     tools::Meaning,
 };
 
-/// Policies at a time. Each is tried for each new container.
-pub const POLICIES_MAX: usize = 128;
-
-/// What is shown as the file of the policy that comes with Portcullis.
-pub const SHIPPED: &str = "shipped default";
+// Half of each of the kernel's tables is for the policies in force when others are put beside them.
+const _: () = assert!(
+    together::RULINGS_MAX == RULES_MAX / 2
+        && together::COMM_MAX == COMM_PATTERNS_MAX / 2
+        && together::EXCEPTIONS_MAX == EXCEPTIONS_MAX / 2
+        && together::TEXTS_MAX == PATTERNS_MAX / 2
+);
 
 /// Files by name and text.
 pub type Texts = Vec<(String, String)>;
@@ -75,34 +79,9 @@ pub enum PolicyError {
     /// A file makes no sense; says where.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// Two of one name.
-    #[error("{first} and {second} both hold a policy named {name:?}: give one of them another name")]
-    Name {
-        /// The name.
-        name: String,
-        /// A file.
-        first: String,
-        /// Another one.
-        second: String,
-    },
-    /// Two of one id.
-    #[error("the policies {first:?} and {second:?} have the same 32-bit hash: change the name of one of them")]
-    Id {
-        /// A policy.
-        first: String,
-        /// Another one.
-        second: String,
-    },
-    /// More than the kernel's tables or a shim's patience can hold.
-    #[error("there are {count} {what} in all policies together, there may be {max}: leave some out")]
-    Many {
-        /// Of what.
-        what: &'static str,
-        /// How many.
-        count: usize,
-        /// How many there may be.
-        max: usize,
-    },
+    /// They can't be in force together.
+    #[error(transparent)]
+    Together(#[from] TogetherError),
     /// A policy does not fit.
     #[error(transparent)]
     Rules(#[from] RulesError),
@@ -139,20 +118,22 @@ impl<E: Into<PolicyError>> From<E> for PolicyErrors {
     }
 }
 
-/// The policies of a directory and, where none of them selects every container, the shipped default.
-pub fn load(directory: &Path, catalog: &Catalog) -> Result<Policies, PolicyErrors> {
-    let (texts, errors) = read(directory)?;
+/// The policies of directories and, where none of them selects every container, the shipped default.
+pub fn load(directories: &[&Path], catalog: &Catalog) -> Result<Policies, PolicyErrors> {
+    let (texts, errors) = read(directories)?;
     with(errors, prepare(texts, catalog))
 }
 
-/// A directory's policy files, by name and text, and why others could not be read.
-pub fn read(directory: &Path) -> Result<(Texts, Vec<PolicyError>), ReadError> {
+/// The directories' policy files, by name and text, and why others could not be read.
+pub fn read(directories: &[&Path]) -> Result<(Texts, Vec<PolicyError>), ReadError> {
     let (mut texts, mut errors) = (Vec::new(), Vec::new());
-    for file in files::names(directory, &["yaml", "yml"])? {
-        let path = directory.join(file);
-        match files::read(&path) {
-            Ok(text) => texts.push((path.display().to_string(), text)),
-            Err(error) => errors.push(error.into()),
+    for directory in directories {
+        for file in files::names(directory, &["yaml", "yml"])? {
+            let path = directory.join(file);
+            match files::read(&path) {
+                Ok(text) => texts.push((path.display().to_string(), text)),
+                Err(error) => errors.push(error.into()),
+            }
         }
     }
     Ok((texts, errors))
@@ -181,35 +162,14 @@ pub fn prepare(texts: Texts, catalog: &Catalog) -> Result<Policies, PolicyErrors
         }
     }
     // A broken file may be the one that selects every container.
-    if errors.is_empty() && !loaded.iter().any(|policy| policy.compiled.entry.select.is_everything()) {
-        let policy = parse(SHIPPED, SHIPPED_DEFAULT)?;
-        let compiled = compile(catalog, &policy)?;
+    if errors.is_empty()
+        && let Some(compiled) = filling_in(catalog, loaded.iter().map(|policy| &policy.compiled))?
+    {
         loaded.push(Loaded { source: SHIPPED.to_owned(), text: SHIPPED_DEFAULT.to_owned(), compiled });
     }
     loaded.sort_by(|a, b| a.compiled.entry.rank().cmp(&b.compiled.entry.rank()));
-    let mut names: BTreeMap<&str, &Loaded> = BTreeMap::new();
-    let mut ids: BTreeMap<u32, &Loaded> = BTreeMap::new();
-    for policy in &loaded {
-        if let Some(other) = names.insert(policy.name(), policy) {
-            let (name, second) = (policy.name().to_owned(), policy.source.clone());
-            errors.push(PolicyError::Name { name, first: other.source.clone(), second });
-        } else if let Some(other) = ids.insert(policy.compiled.entry.id, policy) {
-            errors.push(PolicyError::Id { first: other.name().to_owned(), second: policy.name().to_owned() });
-        }
-    }
-    let sum = |count: fn(&Compiled) -> usize| loaded.iter().map(|policy| count(&policy.compiled)).sum::<usize>();
-    // Half of each table is for the policies in force when these are put beside them.
-    for (what, count, max) in [
-        ("policies", loaded.len(), POLICIES_MAX),
-        ("tools and patterns that rules name", sum(|policy| policy.rulings.len()), RULES_MAX / 2),
-        ("patterns of comm", sum(|policy| policy.comm.len()), COMM_PATTERNS_MAX / 2),
-        ("exceptions", sum(|policy| policy.exceptions.len()), EXCEPTIONS_MAX / 2),
-        ("texts in exceptions", sum(exception_texts), PATTERNS_MAX / 2),
-    ] {
-        if count > max {
-            errors.push(PolicyError::Many { what, count, max });
-        }
-    }
+    let all: Vec<_> = loaded.iter().map(|policy| (&*policy.source, &policy.compiled)).collect();
+    errors.extend(together::check(&all).into_iter().map(PolicyError::from));
     match tables(&loaded, catalog) {
         Ok(tables) if errors.is_empty() => Ok(Policies { loaded, tables, catalog: catalog.version() }),
         Ok(_) => Err(PolicyErrors(errors)),
@@ -218,15 +178,6 @@ pub fn prepare(texts: Texts, catalog: &Catalog) -> Result<Policies, PolicyErrors
             Err(PolicyErrors(errors))
         }
     }
-}
-
-/// What its exceptions look for.
-fn exception_texts(policy: &Compiled) -> usize {
-    let texts = |exception: &Exception| {
-        let arguments = exception.arguments.as_ref().map_or(0, |arguments| arguments.patterns.len());
-        arguments + exception.parents.len() + exception.ancestors.len()
-    };
-    policy.exceptions.iter().map(texts).sum()
 }
 
 fn tables(policies: &[Loaded], catalog: &Catalog) -> Result<Content, PolicyError> {
@@ -276,6 +227,8 @@ fn kernel_kind(kind: Kind) -> abi::Kind {
 mod tests {
     use std::fs;
 
+    use portcullis_policy::together::POLICIES_MAX;
+
     use super::*;
 
     fn shipped() -> Catalog {
@@ -298,7 +251,7 @@ mod tests {
     fn an_empty_directory_means_the_shipped_policy() {
         let directory = tempfile::tempdir().unwrap();
         for path in [directory.path(), Path::new("/nonexistent")] {
-            let policies = load(path, &shipped()).unwrap();
+            let policies = load(&[path], &shipped()).unwrap();
             assert_eq!(policies.loaded[0].source, SHIPPED);
             assert_eq!(policies.loaded[0].text, SHIPPED_DEFAULT);
             assert!(!policies.tables.names.is_empty() && !policies.tables.rules.is_empty());
@@ -347,11 +300,11 @@ mod tests {
         write("a.yml", &text("shop", "'shop-*'"));
         write(".a.yaml.swp", "x");
         write("README", "x");
-        let policies = load(directory.path(), &shipped()).unwrap();
+        let policies = load(&[directory.path()], &shipped()).unwrap();
         assert_eq!(names(&policies), ["bank", "shop", "default"], "by rank");
         assert_eq!(policies.meanings().len(), 3);
         write("all.yaml", &SHIPPED_DEFAULT.replace("name: default", "name: all"));
-        assert_eq!(names(&load(directory.path(), &shipped()).unwrap()), ["bank", "shop", "all"]);
+        assert_eq!(names(&load(&[directory.path()], &shipped()).unwrap()), ["bank", "shop", "all"]);
     }
 
     #[test]
@@ -363,7 +316,7 @@ mod tests {
         write("c.yaml", b"\xff");
         write("d.yaml", text("same", "x").as_bytes());
         write("e.yaml", text("same", "y").as_bytes());
-        let PolicyErrors(errors) = load(directory.path(), &shipped()).unwrap_err();
+        let PolicyErrors(errors) = load(&[directory.path()], &shipped()).unwrap_err();
         let text = PolicyErrors(errors).to_string();
         for told in [
             "a.yaml:",

@@ -19,6 +19,7 @@
 //! | [`identity`] | the id that a compiled policy has in the kernel's tables |
 //! | [`strictness`] | whether one policy may be taken in another's place without loosening anything |
 //! | [`arrange`] | several policies → the order in which they are tried, for the policy set |
+//! | [`together`] | what several policies may be together |
 //! | [`explain`] | what would come of an execution, and why |
 //! | [`glob`] | `*` and `?` |
 //! | [`select`] | which containers a policy is for |
@@ -61,6 +62,8 @@ pub mod source;
 pub mod strictness;
 #[cfg(feature = "source")]
 pub mod text;
+#[cfg(feature = "source")]
+pub mod together;
 #[cfg(feature = "source")]
 pub mod users;
 #[cfg(feature = "source")]

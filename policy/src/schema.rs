@@ -10,7 +10,7 @@ use schemars::{
 };
 use serde_json::Value;
 
-use crate::source::Policy;
+use crate::source::{Policy, Spec};
 
 /// The schema, as draft 7: the newest that editors agree on.
 pub fn schema() -> Value {
@@ -18,6 +18,88 @@ pub fn schema() -> Value {
     RecursiveTransform(unwrap_lines).transform(&mut schema);
     schema.insert("title".to_owned(), "NetworkUtilityPolicy".into());
     schema.to_value()
+}
+
+/// The schema of `spec` as Kubernetes's custom resource definitions have them: a structural one.
+///
+/// It cannot say that there are no other fields. So that none is dropped on its way, unknown ones are kept: whoever reads the
+/// object finds and refuses them.
+pub fn structural() -> Value {
+    let settings = SchemaSettings::openapi3().with(|settings| settings.inline_subschemas = true);
+    let mut schema = settings.into_generator().into_root_schema_for::<Spec>();
+    RecursiveTransform(unwrap_lines).transform(&mut schema);
+    schema.remove("$schema");
+    schema.remove("title");
+    let mut schema = schema.to_value();
+    make_structural(&mut schema);
+    schema
+}
+
+/// Rewrites what a structural schema can't have.
+fn make_structural(schema: &mut Value) {
+    let Value::Object(fields) = schema else { return };
+    for key in ["default", "propertyNames"] {
+        fields.remove(key);
+    }
+    // Kubernetes knows of the formats of numbers these two.
+    if !fields.get("format").is_some_and(|format| format == "int32" || format == "int64") {
+        fields.remove("format");
+    }
+    // Something or nothing.
+    if let Some(Value::Object(something)) = fields.get("anyOf").and_then(something) {
+        fields.remove("anyOf");
+        let description = fields.remove("description");
+        fields.extend(something);
+        fields.insert("nullable".to_owned(), true.into());
+        fields.extend(description.map(|text| ("description".to_owned(), text)));
+    }
+    // Words that are described one by one.
+    if let Some(words) = fields.get("oneOf").and_then(words) {
+        fields.remove("oneOf");
+        fields.insert("type".to_owned(), "string".into());
+        fields.insert("enum".to_owned(), words.into());
+    }
+    if fields.get("anyOf").is_some_and(is_number_or_text) {
+        fields.remove("anyOf");
+        fields.insert("x-kubernetes-int-or-string".to_owned(), true.into());
+    }
+    if fields.get("type").is_some_and(|kind| kind == "object") {
+        if fields.get("additionalProperties") == Some(&Value::Bool(false)) {
+            fields.remove("additionalProperties");
+        }
+        if !fields.contains_key("additionalProperties") {
+            fields.insert("x-kubernetes-preserve-unknown-fields".to_owned(), true.into());
+        }
+    }
+    if let Some(Value::Object(properties)) = fields.get_mut("properties") {
+        properties.values_mut().for_each(make_structural);
+    }
+    for key in ["items", "additionalProperties"] {
+        fields.get_mut(key).into_iter().for_each(make_structural);
+    }
+}
+
+/// The words of an enum, each in a schema of its own: OpenAPI 3.0 says `enum: [word]`.
+fn words(alternatives: &Value) -> Option<Vec<Value>> {
+    let word = |schema: &Value| match (schema.get("const"), schema.get("enum")?.as_array()?.as_slice()) {
+        (Some(word), _) | (None, [word]) => Some(word.clone()),
+        _ => None,
+    };
+    alternatives.as_array()?.iter().map(word).collect()
+}
+
+/// Of two alternatives the one that is not null.
+fn something(alternatives: &Value) -> Option<Value> {
+    let null = |schema: &Value| schema.get("type").is_none() && schema.get("nullable") == Some(&Value::Bool(true));
+    match alternatives.as_array()?.as_slice() {
+        [some, none] if null(none) => Some(some.clone()),
+        _ => None,
+    }
+}
+
+fn is_number_or_text(alternatives: &Value) -> bool {
+    let kinds: Vec<_> = alternatives.as_array().into_iter().flatten().filter_map(|schema| schema.get("type")).collect();
+    kinds == ["integer", "string"]
 }
 
 /// A user, or a range of them, as YAML has it: `0`, `1000-1999`.
@@ -175,6 +257,57 @@ mod tests {
             assert_eq!(parsed.is_ok(), right, "the parser, {text}: {parsed:?}");
             assert_eq!(validator.is_valid(&value), right, "the schema, {text}");
         }
+    }
+
+    /// What a structural schema may have of what the generator makes.
+    const KNOWN: &[&str] = &[
+        "type",
+        "description",
+        "properties",
+        "required",
+        "items",
+        "additionalProperties",
+        "enum",
+        "nullable",
+        "format",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "minimum",
+        "maximum",
+        "pattern",
+        "minProperties",
+    ];
+
+    /// The rules of apiextensions.k8s.io/v1, as far as they concern what the generator makes.
+    #[test]
+    fn the_structural_schema_is_one() {
+        fn look(value: &Value, place: &str) {
+            let fields = value.as_object().unwrap_or_else(|| panic!("{place}: {value}"));
+            for key in fields.keys() {
+                let known = KNOWN.contains(&&**key) || key.starts_with("x-kubernetes-") || key == "maxProperties";
+                assert!(known, "{place}.{key}");
+            }
+            let kind = fields.get("type").map(|kind| kind.as_str().unwrap_or_else(|| panic!("{place}: {kind}")));
+            assert!(
+                kind.is_some() || fields.contains_key("x-kubernetes-int-or-string"),
+                "{place} has no type: {value}"
+            );
+            assert!(kind != Some("array") || fields.contains_key("items"), "{place}");
+            for (name, property) in fields.get("properties").and_then(Value::as_object).into_iter().flatten() {
+                look(property, &format!("{place}.{name}"));
+            }
+            for key in ["items", "additionalProperties"] {
+                fields.get(key).into_iter().for_each(|value| look(value, &format!("{place}.{key}")));
+            }
+        }
+        let schema = structural();
+        look(&schema, "spec");
+        assert_eq!(schema["required"], serde_json::json!(["mode", "rules"]));
+        assert_eq!(schema["properties"]["mode"]["enum"], serde_json::json!(["detect", "enforce"]));
+        let users = &schema["properties"]["rules"]["items"]["properties"]["users"]["items"];
+        assert_eq!(users["x-kubernetes-int-or-string"], true);
     }
 
     #[test]

@@ -149,6 +149,23 @@ fn a_broken_file_keeps_the_old_set_whole() {
 }
 
 #[test]
+fn a_second_directory_counts_like_the_first() {
+    let bed = bed();
+    let more = bed.directory.path().join("more");
+    fs::create_dir(&more).unwrap();
+    fs::write(more.join("shop.yaml"), policy("shop", "mode: detect, select: {namespaces: [shop]}")).unwrap();
+    bed.write("bank.yaml", &policy("bank", "mode: detect, select: {namespaces: [bank]}"));
+    bed.enforcement.reload(Cause::Change);
+    assert_eq!(bed.names(), ["bank", "shop", "default"]);
+    let text = policy("shop", "mode: enforce, select: {namespaces: [shop]}");
+    let error = bed.enforcement.store("stdin", &text, Edit::default()).unwrap_err().to_string();
+    assert!(error.contains("more/shop.yaml: change it there"), "{error}");
+    bed.write("same.yaml", &text);
+    bed.enforcement.reload(Cause::Change);
+    assert!(bed.error().contains("both hold a policy named \"shop\""), "{}", bed.error());
+}
+
+#[test]
 fn a_change_that_changes_nothing_is_passed_over() {
     let bed = bed();
     let path = bed.directory.path().join(policyset::FILE_NAME);
