@@ -55,7 +55,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    // kube's own lines repeat with every attempt what is told here once.
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,kube_client=error,kube_runtime=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
