@@ -1,7 +1,4 @@
-//! containerd's side: whether it starts the shim for those containers that should have it.
-//!
-//! The trap: with `runtime_type = "io.containerd.runc.v2"` and `runtime_path` naming our shim, containerd 1.6
-//! ignores the path without a word; pods run, unguarded. Every bundle names the shim that really runs it.
+//! What containerd runs: which containers have the shim. Every bundle names the shim that really runs it.
 
 use std::{
     collections::BTreeMap,
@@ -19,82 +16,9 @@ pub const RUNTIME_TYPE: &str = "io.containerd.portcullis.v1";
 const TASKS: &str = "io.containerd.runtime.v2.task";
 /// Annotations that only make sense under our shim.
 const ANNOTATIONS: &str = "portcullis.dev/";
-const REMEDY: &str = "give the runtime runtime_type = \"io.containerd.portcullis.v1\" (runtime_path does not do it), \
+/// Against the trap ([`super::config`]).
+pub const REMEDY: &str = "give the runtime runtime_type = \"io.containerd.portcullis.v1\" (runtime_path does not do it), \
                       restart containerd, and start the workloads anew";
-
-/// Looks at the configuration for a runtime that leads to the shim, and for the trap.
-pub fn config(path: &Path) -> Check {
-    const NAME: &str = "containerd-config";
-    let mut runtimes = Runtimes::default();
-    if let Err(error) = read_config(path, &mut runtimes) {
-        return Check::warning(NAME, error, "give --containerd-config, or run this as root");
-    }
-    if !runtimes.trapped.is_empty() {
-        let detail =
-            format!("runtime_path names our shim but runtime_type does not, in {}", some_of(&runtimes.trapped));
-        return Check::warning(NAME, detail, REMEDY);
-    }
-    if runtimes.ours.is_empty() {
-        return Check::warning(
-            NAME,
-            format!("no runtime in {} has runtime_type {RUNTIME_TYPE}", path.display()),
-            "add one to guard pods; ctr and nerdctl can name the runtime themselves",
-        );
-    }
-    Check::ok(NAME, format!("leads to the shim: {}", some_of(&runtimes.ours)))
-}
-
-#[derive(Default)]
-struct Runtimes {
-    ours: Vec<String>,
-    trapped: Vec<String>,
-}
-
-/// The file and what it imports; imports don't nest in containerd either beyond what is of use here.
-fn read_config(path: &Path, runtimes: &mut Runtimes) -> Result<(), String> {
-    let main = parse(path)?;
-    collect(&main, "", runtimes);
-    let imports = main.get("imports").and_then(toml::Value::as_array).into_iter().flatten();
-    for pattern in imports.filter_map(toml::Value::as_str) {
-        for import in expand(&path.parent().unwrap_or(Path::new("/")).join(pattern)) {
-            collect(&parse(&import)?, "", runtimes);
-        }
-    }
-    Ok(())
-}
-
-fn parse(path: &Path) -> Result<toml::Table, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    toml::from_str(&text).map_err(|error| format!("{}: {}", path.display(), error.message()))
-}
-
-/// `directory/*.toml` as containerd's documentation has it; anything else is one file.
-fn expand(pattern: &Path) -> Vec<PathBuf> {
-    let suffix = pattern.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('*'));
-    let (Some(suffix), Some(directory)) = (suffix, pattern.parent()) else { return vec![pattern.to_owned()] };
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.filter(|path| path.to_str().is_some_and(|path| path.ends_with(suffix))).collect()
-}
-
-/// Every table with a `runtime_type`, wherever containerd's version keeps it.
-fn collect(table: &toml::Table, name: &str, runtimes: &mut Runtimes) {
-    let text = |key| table.get(key).and_then(toml::Value::as_str);
-    let is_ours = |value: &str| value == RUNTIME_TYPE || is_shim(value);
-    if text("runtime_type").is_some_and(is_ours) {
-        runtimes.ours.push(name.to_owned());
-    } else if text("runtime_path").is_some_and(is_shim) {
-        runtimes.trapped.push(name.to_owned());
-    }
-    for (key, value) in table {
-        if let toml::Value::Table(table) = value {
-            collect(table, key, runtimes);
-        }
-    }
-}
-
-fn is_shim(path: &str) -> bool {
-    Path::new(path).file_name().is_some_and(|name| name == SHIM)
-}
 
 /// Looks at the running containers for those that ask for us and don't have us.
 pub fn bundles(state: &Path) -> Check {
@@ -131,6 +55,21 @@ pub fn guarded(state: &Path) -> Vec<String> {
         .filter(|bundle| bundle.is_ours())
         .map(|bundle| format!("{}/{}", bundle.namespace, bundle.id))
         .collect()
+}
+
+/// Processes of the shim, wherever their containerd keeps its state.
+pub fn shims() -> Vec<u32> {
+    // Once its file was replaced, the link says so behind the name.
+    let is_ours = |exe: PathBuf| exe.to_str().is_some_and(|exe| is_shim(exe.trim_end_matches(" (deleted)")));
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(is_ours))
+        .collect()
+}
+
+/// Whether it is the shim's path or name.
+pub fn is_shim(path: &str) -> bool {
+    Path::new(path).file_name().is_some_and(|name| name == SHIM)
 }
 
 struct Bundle {
@@ -228,34 +167,5 @@ mod tests {
     #[test]
     fn no_containerd_is_a_warning() {
         assert_eq!(bundles(Path::new("/nonexistent")).state, State::Warning);
-        assert_eq!(config(Path::new("/nonexistent")).state, State::Warning);
-    }
-
-    #[test]
-    fn the_trap_is_seen_in_the_configuration() {
-        let directory = tempfile::tempdir().unwrap();
-        let main = directory.path().join("config.toml");
-        let runtime = |name: &str, lines: &str| {
-            format!("[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{name}]\n{lines}\n")
-        };
-        fs::write(
-            &main,
-            format!(
-                "version = 2\nimports = [\"conf.d/*.toml\"]\n{}",
-                runtime("runc", "runtime_type = \"io.containerd.runc.v2\"")
-            ),
-        )
-        .unwrap();
-        assert!(config(&main).detail.contains("no runtime"));
-        fs::create_dir(directory.path().join("conf.d")).unwrap();
-        let drop_in = directory.path().join("conf.d/portcullis.toml");
-        fs::write(&drop_in, runtime("portcullis", "runtime_type = \"io.containerd.portcullis.v1\"")).unwrap();
-        assert_eq!(config(&main).state, State::Ok, "{:?}", config(&main));
-        let trap =
-            "runtime_type = \"io.containerd.runc.v2\"\nruntime_path = \"/usr/local/bin/containerd-shim-portcullis-v1\"";
-        fs::write(&drop_in, runtime("guarded", trap)).unwrap();
-        let check = config(&main);
-        assert_eq!(check.state, State::Warning);
-        assert!(check.detail.ends_with("in guarded"), "{check:?}");
     }
 }

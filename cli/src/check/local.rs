@@ -23,8 +23,9 @@ const USUAL_DIRECTORIES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr
 const START: &str = "start portcullisd (systemctl start portcullisd), which writes it";
 const ROOT: &str = "run this as root";
 
-/// All of them. The records are only counted when there is no agent to say it.
-pub fn checks(run_dir: &Path, agent_answers: bool) -> Vec<Check> {
+/// All of them. The records are only counted when there is no agent to say it. `containerd_path`: where containerd looks for
+/// programs, if that could be seen.
+pub fn checks(run_dir: &Path, agent_answers: bool, containerd_path: Option<&[PathBuf]>) -> Vec<Check> {
     let mut checks = Vec::new();
     match policy_set(&run_dir.join(policyset::FILE_NAME)) {
         Err(check) => checks.push(check),
@@ -41,6 +42,7 @@ pub fn checks(run_dir: &Path, agent_answers: bool) -> Vec<Check> {
             checks.push(program(
                 "inner-shim",
                 &set.inner_shim,
+                containerd_path,
                 "install containerd's runc shim, or set inner_shim in portcullis.toml",
             ));
         }
@@ -48,7 +50,8 @@ pub fn checks(run_dir: &Path, agent_answers: bool) -> Vec<Check> {
     checks.push(program(
         "shim",
         Path::new(SHIM),
-        "install it where containerd finds it, for example in /usr/local/bin",
+        containerd_path,
+        "install it where containerd finds it, for example in /usr/local/bin, executable",
     ));
     if !agent_answers {
         checks.push(records(&run_dir.join(record::DIR_NAME)));
@@ -93,28 +96,34 @@ fn pins(set: &PolicySet) -> Check {
 }
 
 /// A program by name or absolute path.
-fn program(name: &str, program: &Path, remedy: &str) -> Check {
+fn program(name: &str, program: &Path, containerd_path: Option<&[PathBuf]>, remedy: &str) -> Check {
     let path = env::var_os("PATH").unwrap_or_default();
-    let directories = env::split_paths(&path).chain(USUAL_DIRECTORIES.map(PathBuf::from));
-    match find(program, directories) {
-        Some(found) => Check::ok(name, found.display().to_string()),
-        None if program.is_absolute() => {
-            Check::failed(name, format!("{} is not there or not executable", program.display()), remedy)
-        }
-        None => Check::failed(
-            name,
-            format!("{} is neither in PATH nor in the usual directories", program.display()),
-            remedy,
-        ),
+    let guessed: Vec<_> = env::split_paths(&path).chain(USUAL_DIRECTORIES.map(PathBuf::from)).collect();
+    let directories = containerd_path.unwrap_or(&guessed);
+    let shown = program.display();
+    if let Some(found) = find(program, directories, is_executable) {
+        return Check::ok(name, found.display().to_string());
     }
+    let detail = if let Some(found) = find(program, directories, Path::is_file) {
+        format!("{} is not executable", found.display())
+    } else if program.is_absolute() {
+        format!("{shown} is not there")
+    } else if containerd_path.is_none() {
+        format!("{shown} is neither in PATH nor in the usual directories")
+    } else {
+        let directories: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
+        format!("{shown} is not where containerd looks: {}", directories.join(":"))
+    };
+    Check::failed(name, detail, remedy)
 }
 
-fn find(program: &Path, directories: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
-    let executable = |path: &PathBuf| {
-        fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
-    };
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+fn find(program: &Path, directories: &[PathBuf], fits: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     // Joining an absolute path gives that path.
-    directories.map(|directory| directory.join(program)).find(executable)
+    directories.iter().map(|directory| directory.join(program)).find(|path| fits(path))
 }
 
 fn records(directory: &Path) -> Check {
@@ -180,7 +189,7 @@ mod tests {
             .for_each(|pin| fs::write(pin, "").unwrap());
             let set = set(backend, pins.directory().to_owned(), "/bin/sh".into());
             fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
-            let checks = checks(directory.path(), false);
+            let checks = checks(directory.path(), false, None);
             for name in ["policyset", "pins", "inner-shim", "containers"] {
                 assert_eq!(state(&checks, name), State::Ok, "{checks:?}");
             }
@@ -190,16 +199,16 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_its_remedy() {
         let directory = tempfile::tempdir().unwrap();
-        let missing = checks(directory.path(), true);
+        let missing = checks(directory.path(), true, None);
         assert_eq!(state(&missing, "policyset"), State::Failed);
         assert!(missing.iter().all(|check| (check.state == State::Ok) == check.remedy.is_empty()), "{missing:?}");
         let set = set(Backend::Lsm, directory.path().join("v1"), "no-such-shim".into());
         fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
-        let broken = checks(directory.path(), true);
+        let broken = checks(directory.path(), true, None);
         assert_eq!(state(&broken, "pins"), State::Failed);
         assert_eq!(state(&broken, "inner-shim"), State::Failed);
         fs::write(directory.path().join("policyset"), r#"{"format": 99}"#).unwrap();
-        assert_eq!(state(&checks(directory.path(), true), "policyset"), State::Failed);
+        assert_eq!(state(&checks(directory.path(), true, None), "policyset"), State::Failed);
     }
 
     #[test]
@@ -207,9 +216,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(SHIM);
         fs::write(&path, "").unwrap();
-        let found = || find(Path::new(SHIM), [directory.path().to_owned()].into_iter());
-        assert_eq!(found(), None);
+        let check = || program("shim", Path::new(SHIM), Some(&[directory.path().to_owned()]), "remedy");
+        assert_eq!(check().detail, format!("{} is not executable", path.display()));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(found(), Some(path.clone()));
+        assert_eq!((check().state, check().detail), (State::Ok, path.display().to_string()));
+        fs::remove_file(&path).unwrap();
+        assert!(check().detail.contains("is not where containerd looks"), "{:?}", check());
     }
 }

@@ -1,10 +1,23 @@
 //! `check`: what this node can do and whether it is well. The agent is asked when it runs; the node itself is looked
 //! at from here in any case, so that this helps when the agent does not start.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`local`] | what agent and shim share, and the programs |
+//! | [`unit`] | the agent's unit |
+//! | [`config`] | containerd's configuration |
+//! | [`running`] | the containerd that runs |
+//! | [`containerd`] | the containers that it runs |
+//! | [`agent`] | what the agent says |
+//! | [`report`] | all of it together |
 
 mod agent;
+mod config;
 pub mod containerd;
 pub mod local;
 mod report;
+mod running;
+pub mod unit;
 
 use std::{
     io::{self, BufWriter, Write},
@@ -14,7 +27,10 @@ use std::{
 
 use portcullis_bpf::probe;
 
-use self::report::{Check, Report, State};
+use self::{
+    report::{Check, Report, State},
+    running::Running,
+};
 use crate::{
     args::Global,
     exit,
@@ -38,13 +54,17 @@ pub struct Args {
     /// containerd's configuration
     #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
     containerd_config: PathBuf,
+    /// containerd's socket
+    #[arg(long, value_name = "PATH", default_value = "/run/containerd/containerd.sock")]
+    containerd_socket: PathBuf,
 }
 
 impl Args {
     /// Looks and prints; the code says whether anything failed.
     pub async fn run(&self, global: &Global) -> anyhow::Result<ExitCode> {
         let status = agent::ask(&global.socket).await;
-        let report = self.look(probe::node(), status);
+        let running = running::ask(&self.containerd_socket).await;
+        let report = self.look(probe::node(), &running, status);
         let mut out = BufWriter::new(io::stdout().lock());
         match global.output {
             Format::Json => output::json(&mut out, &report)?,
@@ -57,7 +77,7 @@ impl Args {
         Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILED) })
     }
 
-    fn look(&self, node: probe::Report, status: Result<agent::Status, Check>) -> Report {
+    fn look(&self, node: probe::Report, running: &Running, status: Result<agent::Status, Check>) -> Report {
         let (agent, mut agent_checks) = match status {
             Ok(status) => (Some(status.agent), status.checks),
             Err(check) => (None, vec![check]),
@@ -68,8 +88,11 @@ impl Args {
         let in_force = agent.as_ref().map(|agent| (agent.backend, agent.backend_reason.clone()));
         let (backend, backend_reason, backend_check) = report::backend((node.backend, node.reason), in_force);
         checks.insert(0, backend_check);
-        checks.extend(local::checks(&self.run_dir, agent.is_some()));
-        checks.push(containerd::config(&self.containerd_config));
+        checks.extend(local::checks(&self.run_dir, agent.is_some(), running.path.as_deref()));
+        checks.extend(unit::check(agent.is_some()));
+        let config = config::look(&self.containerd_config);
+        checks.extend(config.checks);
+        checks.push(running.check(&config.handlers));
         checks.push(containerd::bundles(&self.containerd_state));
         checks.extend(agent_checks);
         Report {
@@ -94,6 +117,7 @@ mod tests {
             run_dir: directory.join("run"),
             containerd_state: directory.join("containerd"),
             containerd_config: directory.join("config.toml"),
+            containerd_socket: directory.join("containerd.sock"),
         }
     }
 
@@ -107,11 +131,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn any_failure_is_the_outcome() {
+    async fn look(directory: &std::path::Path, state: probe::State, status: Result<agent::Status, Check>) -> Report {
+        let args = args(directory);
+        args.look(node(state), &running::ask(&args.containerd_socket).await, status)
+    }
+
+    #[tokio::test]
+    async fn any_failure_is_the_outcome() {
         let directory = tempfile::tempdir().unwrap();
-        let report =
-            args(directory.path()).look(node(probe::State::Ok), Err(Check::failed("agent", "gone", "start it")));
+        let gone = Err(Check::failed("agent", "gone", "start it"));
+        let report = look(directory.path(), probe::State::Ok, gone).await;
         assert!(!report.ok);
         assert_eq!(report.backend.word(), "lsm");
         assert_eq!(report.kernel, "6.1.0");
@@ -122,8 +151,8 @@ mod tests {
         assert_eq!(state("agent"), Some(State::Failed));
     }
 
-    #[test]
-    fn the_agent_does_not_repeat_the_node() {
+    #[tokio::test]
+    async fn the_agent_does_not_repeat_the_node() {
         let directory = tempfile::tempdir().unwrap();
         let theirs = |state| Check { source: report::Source::Agent, state, ..Check::ok("bpf-lsm", "seen at start") };
         let status = |state| {
@@ -131,7 +160,8 @@ mod tests {
             Ok(agent::Status { agent: agent.agent, checks: vec![theirs(state)] })
         };
         let count = |report: &Report| report.checks.iter().filter(|check| check.name == "bpf-lsm").count();
-        assert_eq!(count(&args(directory.path()).look(node(probe::State::Ok), status(State::Ok))), 1);
-        assert_eq!(count(&args(directory.path()).look(node(probe::State::Ok), status(State::Failed))), 2);
+        let agrees = look(directory.path(), probe::State::Ok, status(State::Ok)).await;
+        let differs = look(directory.path(), probe::State::Ok, status(State::Failed)).await;
+        assert_eq!((count(&agrees), count(&differs)), (1, 2));
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     check::{
         containerd::{self, some_of},
         local::SHIM,
+        unit,
     },
     escape, exit,
     output::{self, Format, Tone},
@@ -43,9 +44,6 @@ const PROGRAMS: [&str; 3] = [SHIM, "portcullisd", "portcullis"];
 /// Below the root. Ours, replaced by each installation.
 const UNIT: (&str, &str) =
     ("/etc/systemd/system/portcullisd.service", include_str!("../../../config/systemd/portcullisd.service"));
-/// Below the root. With both there, programs, unit and configuration are the Debian package's.
-const PACKAGED: [&str; 2] = ["/usr/lib/systemd/system/portcullisd.service", "/usr/bin/containerd-shim-portcullis-v1"];
-const PREFIX: &str = "/usr/local";
 /// Below the root. The operator's: written if they are missing.
 const EDITABLE: [(&str, &str); 2] = [
     ("/etc/portcullis/portcullis.toml", include_str!("../../../config/portcullis.toml")),
@@ -57,19 +55,18 @@ const RUNC_OPTIONS: &str = "/etc/portcullis/runc-options.toml";
 ///
 /// The programs go below the prefix, the agent's unit into /etc/systemd/system, its configuration and the default policy into
 /// /etc/portcullis (if there is none yet), and a file with the runtime handler beside containerd's configuration, which gets
-/// a line that imports it. Where the Debian package has put all of these but the runtime handler, that is what is left to do.
-/// Running it again changes only what differs. Nothing is started or restarted; what to do next is
-/// told.
+/// a line that imports it. Running it again changes only what differs. Nothing is started or restarted; what to do next is
+/// told. Where a package has put programs, unit and configuration in, only containerd's part is done.
 #[derive(Debug, clap::Args)]
 pub struct Install {
     #[command(flatten)]
     place: Place,
-    /// Where the programs are; by default beside this one. They are installed even if the package's are there
+    /// Where the programs are; by default beside this one
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// The programs' place is bin below this, /usr/local unless told; it must be in containerd's PATH
-    #[arg(long, value_name = "DIR")]
-    prefix: Option<PathBuf>,
+    /// The programs' place is bin below this; it must be in containerd's PATH
+    #[arg(long, value_name = "DIR", default_value = "/usr/local")]
+    prefix: PathBuf,
     /// The runtime handler's name
     #[arg(long, value_name = "NAME", default_value = "portcullis", value_parser = handler_name)]
     handler: String,
@@ -167,6 +164,11 @@ impl Place {
         bytes.map(|bytes| String::from_utf8(bytes).with_context(|| format!("{}", path.display()))).transpose()
     }
 
+    /// Whether programs, unit and configuration are a package's: then only containerd's part is left to do.
+    fn is_packaged(&self) -> bool {
+        unit::PACKAGED.iter().any(|path| self.at(Path::new(path)).exists())
+    }
+
     fn manifest(&self) -> anyhow::Result<Option<Manifest>> {
         let Some(bytes) = self.read(Path::new(manifest::PATH))? else { return Ok(None) };
         let read = serde_json::from_slice(&bytes);
@@ -202,6 +204,9 @@ impl Place {
                 tell(&change.diff(screen))?;
             }
         }
+        if !changed {
+            tell("nothing to do\n")?;
+        }
         if self.dry_run && changed {
             tell("nothing was changed (--dry-run)\n")?;
         }
@@ -232,17 +237,19 @@ impl Install {
         };
         let handler = Handler::new(main.as_deref(), &wish)?;
 
+        let packaged = self.place.is_packaged();
+        if packaged && self.from.is_some() {
+            bail!("the programs here are a package's: leave out --from, or remove the package first");
+        }
+        let mut files = if packaged { Vec::new() } else { self.programs()? };
         let text = |path: &str, text: &str, editable| File {
             path: path.into(),
             bytes: text.as_bytes().to_vec(),
             mode: 0o644,
             editable,
         };
-        let mut files = Vec::new();
-        if !self.is_packaged() {
-            let prefix = self.prefix.as_deref().unwrap_or(Path::new(PREFIX)).join("bin");
-            files = self.programs(&prefix)?;
-            let agent = format!("ExecStart={}", prefix.join("portcullisd").display());
+        let agent = format!("ExecStart={}", self.prefix.join("bin/portcullisd").display());
+        if !packaged {
             files.push(text(UNIT.0, &UNIT.1.replace("ExecStart=portcullisd", &agent), false));
             files.extend(EDITABLE.map(|(path, content)| text(path, content, true)));
         }
@@ -283,21 +290,19 @@ impl Install {
         let wanted = Wanted::Content { bytes, mode: 0o644 };
         changes.insert(0, Change::plan(&self.place.at(Path::new(manifest::PATH)), wanted)?);
 
-        let next = vec![
-            "systemctl daemon-reload && systemctl enable --now portcullisd".to_owned(),
-            "systemctl restart portcullisd   # if it ran before".to_owned(),
-            "systemctl restart containerd    # containers go on running".to_owned(),
-            "portcullis check".to_owned(),
+        const AGENT: [&str; 2] = [
+            "systemctl daemon-reload && systemctl enable --now portcullisd",
+            "systemctl restart portcullisd   # if it ran before",
         ];
+        const CONTAINERD: [&str; 2] =
+            ["systemctl restart containerd    # containers go on running", "portcullis check"];
+        // The package's scripts have seen to the agent.
+        let agent = AGENT.iter().filter(|_| !packaged);
+        let next = agent.chain(&CONTAINERD).map(|step| (*step).to_owned()).collect();
         self.place.carry_out(&changes, next, global)
     }
 
-    fn is_packaged(&self) -> bool {
-        let asked = self.from.is_some() || self.prefix.is_some();
-        !asked && PACKAGED.iter().all(|path| self.place.at(Path::new(path)).exists())
-    }
-
-    fn programs(&self, prefix: &Path) -> anyhow::Result<Vec<File>> {
+    fn programs(&self) -> anyhow::Result<Vec<File>> {
         let beside = || Ok(env::current_exe()?.parent().unwrap_or(Path::new("/")).to_owned());
         let from: anyhow::Result<PathBuf> = self.from.clone().map_or_else(beside, Ok);
         let from = from.context("finding the programs: say --from DIR")?;
@@ -305,7 +310,7 @@ impl Install {
             let path = from.join(name);
             let bytes = fs::read(&path)
                 .with_context(|| format!("reading {}: say --from DIR, where all three programs are", path.display()))?;
-            Ok(File { path: prefix.join(name), bytes, mode: 0o755, editable: false })
+            Ok(File { path: self.prefix.join("bin").join(name), bytes, mode: 0o755, editable: false })
         };
         PROGRAMS.iter().map(program).collect()
     }
@@ -322,13 +327,15 @@ impl Uninstall {
                 some_of(&running)
             );
         }
+        // Those of a containerd that keeps its state elsewhere.
+        let shims = if self.place.root == Path::new("/") { containerd::shims() } else { Vec::new() };
+        if !shims.is_empty() {
+            let pids: Vec<_> = shims.iter().map(u32::to_string).collect();
+            bail!("shims run, and containers under them (pids {}); delete these first", some_of(&pids));
+        }
         let Some(manifest) = self.place.manifest()? else {
-            let path = self.place.at(Path::new(manifest::PATH));
-            exit::note(&format!(
-                "{} is not there: there is nothing to undo",
-                escape::text(&path.display().to_string())
-            ));
-            return self.place.carry_out(&[], Vec::new(), global);
+            exit::note("nothing is installed by this command: there is nothing to undo");
+            return Ok(());
         };
         let mut changes = Vec::new();
         // First the line that imports: containerd does not start if what it imports is missing.

@@ -15,6 +15,8 @@ fn check(node: &Node, format: &str) -> std::process::Output {
         directory,
         "--containerd-config",
         &config,
+        "--containerd-socket",
+        &config,
     ])
 }
 

@@ -115,29 +115,8 @@ fn twice_is_once_and_uninstall_undoes_it() {
     succeeded(&root.run(&["uninstall"]));
     assert_eq!(root.files(), before);
     let again = root.run(&["uninstall"]);
-    succeeded(&again);
+    assert_eq!(again.status.code(), Some(0));
     assert!(stderr(&again).contains("nothing to undo"), "{}", stderr(&again));
-}
-
-#[test]
-fn what_is_the_packages_is_left_to_it() {
-    let root = Root::new(Some(MAIN));
-    root.write("/usr/lib/systemd/system/portcullisd.service", "[Service]");
-    root.write("/usr/bin/containerd-shim-portcullis-v1", "packaged");
-    let before = root.files();
-    succeeded(&root.run(&["install"]));
-    let new: Vec<_> = root.files().into_keys().filter(|path| !before.contains_key(path)).collect();
-    let wanted = ["etc/containerd/conf.d/portcullis.toml", "etc/portcullis/install.json"];
-    assert_eq!(new, wanted.map(|path| root.at(path)));
-    assert!(root.read("/etc/containerd/config.toml").contains("imports"));
-    succeeded(&root.run(&["uninstall"]));
-    assert_eq!(root.files(), before);
-    // Even without anything to undo: the package's programs would go.
-    root.write(
-        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/web/shim-binary-path",
-        "/usr/bin/containerd-shim-portcullis-v1",
-    );
-    assert_eq!(root.run(&["uninstall"]).status.code(), Some(1));
 }
 
 #[test]
@@ -161,6 +140,21 @@ fn what_the_operator_has_edited_stays() {
     assert!(root.at("/etc/portcullis/portcullis.toml").exists());
     assert!(!root.at("/usr/local/bin/portcullisd").exists());
     assert!(!root.read("/etc/containerd/config.toml").contains("imports"));
+}
+
+#[test]
+fn beside_a_package_only_containerd_is_told() {
+    let root = Root::new(Some(MAIN));
+    root.write("/usr/lib/systemd/system/portcullisd.service", "the package's");
+    let before = root.files();
+    assert!(stderr(&root.install(&[])).contains("leave out --from"));
+    let text = succeeded(&root.run(&["install"]));
+    assert!(text.contains("restart containerd") && !text.contains("daemon-reload"), "{text}");
+    assert!(root.at("/etc/containerd/conf.d/portcullis.toml").exists());
+    assert!(!root.at("/usr/local/bin").exists() && !root.at("/etc/portcullis/portcullis.toml").exists());
+    assert!(succeeded(&root.run(&["install"])).contains("nothing to do"));
+    succeeded(&root.run(&["uninstall"]));
+    assert_eq!(root.files(), before);
 }
 
 #[test]
