@@ -114,6 +114,7 @@ fn twice_is_once_and_uninstall_undoes_it() {
     assert_eq!(root.files(), installed);
     succeeded(&root.run(&["uninstall"]));
     assert_eq!(root.files(), before);
+    assert!(!root.at("/etc/containerd/conf.d").exists());
     let again = root.run(&["uninstall"]);
     assert_eq!(again.status.code(), Some(0));
     assert!(stderr(&again).contains("nothing to undo"), "{}", stderr(&again));
