@@ -15,6 +15,7 @@ mod manifest;
 
 use std::{
     env, fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -49,6 +50,12 @@ const EDITABLE: [(&str, &str); 2] = [
     ("/etc/portcullis/portcullis.toml", include_str!("../../../config/portcullis.toml")),
     ("/etc/portcullis/policies/default.yaml", include_str!("../../../config/policies/default.yaml")),
 ];
+/// What is next for the agent, and for containerd.
+const NEXT_AGENT: [&str; 2] = [
+    "systemctl daemon-reload && systemctl enable --now portcullisd",
+    "systemctl restart portcullisd   # if it ran before",
+];
+const NEXT_CONTAINERD: [&str; 2] = ["systemctl restart containerd    # containers go on running", "portcullis check"];
 const RUNC_OPTIONS: &str = "/etc/portcullis/runc-options.toml";
 
 /// Put Portcullis on this node
@@ -162,6 +169,11 @@ impl Place {
     fn read_text(&self, path: &Path) -> anyhow::Result<Option<String>> {
         let bytes = self.read(path)?;
         bytes.map(|bytes| String::from_utf8(bytes).with_context(|| format!("{}", path.display()))).transpose()
+    }
+
+    /// The permission bits of a file that is somebody else's: there may be secrets in it.
+    fn mode(&self, path: &Path) -> u32 {
+        fs::metadata(self.at(path)).map_or(0o644, |metadata| metadata.permissions().mode() & 0o7777)
     }
 
     /// Whether programs, unit and configuration are a package's: then only containerd's part is left to do.
@@ -280,7 +292,8 @@ impl Install {
             changes.push(Change::plan(&self.place.at(&file.path), Wanted::Content { bytes, mode: file.mode })?);
         }
         if let Some(main) = handler.main {
-            let wanted = Wanted::Content { bytes: main.into_bytes(), mode: 0o644 };
+            let mode = self.place.mode(&self.containerd_config);
+            let wanted = Wanted::Content { bytes: main.into_bytes(), mode };
             changes.push(Change::plan(&self.place.at(&self.containerd_config), wanted)?);
         }
         manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -290,15 +303,9 @@ impl Install {
         let wanted = Wanted::Content { bytes, mode: 0o644 };
         changes.insert(0, Change::plan(&self.place.at(Path::new(manifest::PATH)), wanted)?);
 
-        const AGENT: [&str; 2] = [
-            "systemctl daemon-reload && systemctl enable --now portcullisd",
-            "systemctl restart portcullisd   # if it ran before",
-        ];
-        const CONTAINERD: [&str; 2] =
-            ["systemctl restart containerd    # containers go on running", "portcullis check"];
         // The package's scripts have seen to the agent.
-        let agent = AGENT.iter().filter(|_| !packaged);
-        let next = agent.chain(&CONTAINERD).map(|step| (*step).to_owned()).collect();
+        let agent = NEXT_AGENT.iter().filter(|_| !packaged);
+        let next = agent.chain(&NEXT_CONTAINERD).map(|step| (*step).to_owned()).collect();
         self.place.carry_out(&changes, next, global)
     }
 
@@ -343,7 +350,7 @@ impl Uninstall {
             && let Some(main) = self.place.read_text(main_path)?
             && let Some(text) = handler::without_import(&main, main_path, drop_in)?
         {
-            let wanted = Wanted::Content { bytes: text.into_bytes(), mode: 0o644 };
+            let wanted = Wanted::Content { bytes: text.into_bytes(), mode: self.place.mode(main_path) };
             changes.push(Change::plan(&self.place.at(main_path), wanted)?);
         }
         for installed in &manifest.files {
@@ -355,13 +362,19 @@ impl Uninstall {
             changes.push(Change::plan(&self.place.at(&installed.path), Wanted::Nothing)?);
         }
         changes.push(Change::plan(&self.place.at(Path::new(manifest::PATH)), Wanted::Nothing)?);
-        let next = vec![
-            "systemctl restart containerd    # which then offers the handler no longer".to_owned(),
-            "systemctl stop portcullisd; systemctl daemon-reload".to_owned(),
-            "rm -r /sys/fs/bpf/portcullis /run/portcullis   # what is pinned; /var/lib/portcullis has the signals"
-                .to_owned(),
-        ];
-        self.place.carry_out(&changes, next, global)
+        let mut next = vec!["systemctl restart containerd    # which then offers the handler no longer".to_owned()];
+        if !self.place.is_packaged() {
+            next.push("systemctl stop portcullisd; systemctl daemon-reload".to_owned());
+            let pins =
+                "rm -r /sys/fs/bpf/portcullis /run/portcullis   # what is pinned; /var/lib/portcullis has the signals";
+            next.push(pins.to_owned());
+        }
+        self.place.carry_out(&changes, next, global)?;
+        if let Some(conf_d) = manifest.drop_in.as_deref().and_then(Path::parent).filter(|_| !self.place.dry_run) {
+            // Only if nothing else is in there.
+            let _ = fs::remove_dir(self.place.at(conf_d));
+        }
+        Ok(())
     }
 }
 

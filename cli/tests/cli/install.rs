@@ -147,15 +147,20 @@ fn what_the_operator_has_edited_stays() {
 fn beside_a_package_only_containerd_is_told() {
     let root = Root::new(Some(MAIN));
     root.write("/usr/lib/systemd/system/portcullisd.service", "the package's");
+    let main = root.at("/etc/containerd/config.toml");
+    fs::set_permissions(&main, fs::Permissions::from_mode(0o600)).unwrap();
     let before = root.files();
     assert!(stderr(&root.install(&[])).contains("leave out --from"));
     let text = succeeded(&root.run(&["install"]));
     assert!(text.contains("restart containerd") && !text.contains("daemon-reload"), "{text}");
     assert!(root.at("/etc/containerd/conf.d/portcullis.toml").exists());
     assert!(!root.at("/usr/local/bin").exists() && !root.at("/etc/portcullis/portcullis.toml").exists());
+    assert_eq!(fs::metadata(&main).unwrap().permissions().mode() & 0o7777, 0o600, "there may be secrets in it");
     assert!(succeeded(&root.run(&["install"])).contains("nothing to do"));
-    succeeded(&root.run(&["uninstall"]));
+    let text = succeeded(&root.run(&["uninstall"]));
+    assert!(!text.contains("systemctl stop"), "{text}");
     assert_eq!(root.files(), before);
+    assert!(!root.at("/etc/containerd/conf.d").exists());
 }
 
 #[test]
