@@ -56,6 +56,7 @@ const NEXT_AGENT: [&str; 2] = [
     "systemctl restart portcullisd   # if it ran before",
 ];
 const NEXT_CONTAINERD: [&str; 2] = ["systemctl restart containerd    # containers go on running", "portcullis check"];
+const PREFIX: &str = "/usr/local";
 const RUNC_OPTIONS: &str = "/etc/portcullis/runc-options.toml";
 
 /// Put Portcullis on this node
@@ -72,7 +73,7 @@ pub struct Install {
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// The programs' place is bin below this; it must be in containerd's PATH
-    #[arg(long, value_name = "DIR", default_value = "/usr/local")]
+    #[arg(long, value_name = "DIR", default_value = PREFIX)]
     prefix: PathBuf,
     /// The runtime handler's name
     #[arg(long, value_name = "NAME", default_value = "portcullis", value_parser = handler_name)]
@@ -250,8 +251,8 @@ impl Install {
         let handler = Handler::new(main.as_deref(), &wish)?;
 
         let packaged = self.place.is_packaged();
-        if packaged && self.from.is_some() {
-            bail!("the programs here are a package's: leave out --from, or remove the package first");
+        if packaged && (self.from.is_some() || self.prefix != Path::new(PREFIX)) {
+            bail!("the programs here are a package's: leave out --from and --prefix, or remove the package first");
         }
         let mut files = if packaged { Vec::new() } else { self.programs()? };
         let text = |path: &str, text: &str, editable| File {
