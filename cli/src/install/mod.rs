@@ -41,7 +41,9 @@ use crate::{
 };
 
 /// The programs; all must be there.
-const PROGRAMS: [&str; 3] = [SHIM, "portcullisd", "portcullis"];
+const PROGRAMS: [&str; 3] = [SHIM, "portcullis", "portcullisd"];
+/// Those that a node needs whose agent is a pod.
+const RUNTIME_PROGRAMS: [&str; 2] = [SHIM, "portcullis"];
 /// Below the root. Ours, replaced by each installation.
 const UNIT: (&str, &str) =
     ("/etc/systemd/system/portcullisd.service", include_str!("../../../config/systemd/portcullisd.service"));
@@ -87,6 +89,10 @@ pub struct Install {
     /// Whether kubelet uses the systemd cgroup driver; auto: as containerd's handler runc says
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     systemd_cgroup: Choice,
+    /// Only the shim, this program and the handler: the agent runs elsewhere, in a DaemonSet for example, and has its
+    /// configuration there
+    #[arg(long)]
+    runtime_only: bool,
 }
 
 /// Undo what `install` has done
@@ -261,8 +267,8 @@ impl Install {
             mode: 0o644,
             editable,
         };
-        let agent = format!("ExecStart={}", self.prefix.join("bin/portcullisd").display());
-        if !packaged {
+        if !packaged && !self.runtime_only {
+            let agent = format!("ExecStart={}", self.prefix.join("bin/portcullisd").display());
             files.push(text(UNIT.0, &UNIT.1.replace("ExecStart=portcullisd", &agent), false));
             files.extend(EDITABLE.map(|(path, content)| text(path, content, true)));
         }
@@ -304,8 +310,8 @@ impl Install {
         let wanted = Wanted::Content { bytes, mode: 0o644 };
         changes.insert(0, Change::plan(&self.place.at(Path::new(manifest::PATH)), wanted)?);
 
-        // The package's scripts have seen to the agent.
-        let agent = NEXT_AGENT.iter().filter(|_| !packaged);
+        // A package's scripts, or a pod, see to the agent.
+        let agent = NEXT_AGENT.iter().filter(|_| !packaged && !self.runtime_only);
         let next = agent.chain(&NEXT_CONTAINERD).map(|step| (*step).to_owned()).collect();
         self.place.carry_out(&changes, next, global)
     }
@@ -317,10 +323,11 @@ impl Install {
         let program = |name: &&str| {
             let path = from.join(name);
             let bytes = fs::read(&path)
-                .with_context(|| format!("reading {}: say --from DIR, where all three programs are", path.display()))?;
+                .with_context(|| format!("reading {}: say --from DIR, where all programs are", path.display()))?;
             Ok(File { path: self.prefix.join("bin").join(name), bytes, mode: 0o755, editable: false })
         };
-        PROGRAMS.iter().map(program).collect()
+        let programs = if self.runtime_only { &RUNTIME_PROGRAMS[..] } else { &PROGRAMS[..] };
+        programs.iter().map(program).collect()
     }
 }
 

@@ -121,6 +121,28 @@ fn twice_is_once_and_uninstall_undoes_it() {
 }
 
 #[test]
+fn a_node_whose_agent_is_a_pod_gets_the_runtime_alone() {
+    let root = Root::new(Some(MAIN));
+    fs::remove_file(root.at("/new/portcullisd")).unwrap();
+    let before = root.files();
+    let text = succeeded(&root.install(&["--runtime-only"]));
+    assert!(text.contains("restart containerd") && !text.contains("portcullisd"), "{text}");
+    let added: Vec<_> = root.files().into_keys().filter(|path| !before.contains_key(path)).collect();
+    let wanted = [
+        "/etc/containerd/conf.d/portcullis.toml",
+        "/etc/portcullis/install.json",
+        "/usr/local/bin/containerd-shim-portcullis-v1",
+        "/usr/local/bin/portcullis",
+    ];
+    assert_eq!(added, wanted.map(|path| root.at(path)));
+    // What containerd and people on the node read has no trace of where its root is mounted.
+    assert!(!root.read("/etc/containerd/config.toml").contains(root.directory.path().to_str().unwrap()));
+    assert!(!root.read("/etc/portcullis/install.json").contains(root.directory.path().to_str().unwrap()));
+    succeeded(&root.run(&["uninstall"]));
+    assert_eq!(root.files(), before);
+}
+
+#[test]
 fn what_the_operator_has_edited_stays() {
     let root = Root::new(Some(MAIN));
     root.write("/etc/portcullis/policies/default.yaml", "mine");
