@@ -28,6 +28,7 @@ DEPENDENCIES=(
     nslookup:bind9-dnsutils
     host:bind9-host
     curl:curl
+    openssl:openssl
     python3:python3
     xz:xz-utils
     flock:util-linux
