@@ -12,7 +12,7 @@ TARGET=$TESTBED/apiserver
 
 apiserver_build() {
     [[ -e $TARGET/complete ]] && return
-    local work=$TARGET.new go deb
+    local work=$TARGET.new go version deb
     rm -rf "$work" "$TARGET"
     mkdir -p "$work/root" "$work/bin" "$work/tmp"
     say "fetching the sources of Kubernetes's API server"
@@ -23,12 +23,10 @@ apiserver_build() {
         die "the sources could not be fetched: $(tail -n 3 "$work/download.log")"
     for deb in "$work"/apt/cache/archives/{golang-*,etcd-server}*.deb; do dpkg-deb -x "$deb" "$work/root"; done
     say "building it with $go; some minutes"
-    # Debian has Go's files in two places.
-    mkdir "$work/go"
-    cp -r "$work/root/usr/share/${go%-go}/." "$work/go/"
-    cp -r "$work/root/usr/lib/${go%-go}"/{bin,pkg,VERSION,go.env} "$work/go/"
-    GOROOT=$work/go GOPATH=$work/root/usr/share/gocode GO111MODULE=off GOPROXY=off GOFLAGS='' CGO_ENABLED=0 \
-        GOCACHE=$work/cache GOTMPDIR=$work/tmp "$work/go/bin/go" build -trimpath -ldflags '-s -w' \
+    version=${go#golang-} version=${version%-go}
+    go=$work/root/usr/lib/go-$version
+    GOROOT=$go GOPATH=$work/root/usr/share/gocode GO111MODULE=off GOPROXY=off GOFLAGS='' CGO_ENABLED=0 \
+        GOCACHE=$work/cache GOTMPDIR=$work/tmp "$go/bin/go" build -trimpath -ldflags '-s -w' \
         -o "$work/bin/apiextensions-apiserver" k8s.io/apiextensions-apiserver
     cp "$work/root/usr/bin/etcd" "$work/bin/"
     mv "$work/bin" "$TARGET"
