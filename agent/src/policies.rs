@@ -119,15 +119,15 @@ impl<E: Into<PolicyError>> From<E> for PolicyErrors {
 }
 
 /// The policies of directories and, where none of them selects every container, the shipped default.
-pub fn load(directories: &[&Path], catalog: &Catalog) -> Result<Policies, PolicyErrors> {
+pub fn load(directories: &[impl AsRef<Path>], catalog: &Catalog) -> Result<Policies, PolicyErrors> {
     let (texts, errors) = read(directories)?;
     with(errors, prepare(texts, catalog))
 }
 
 /// The directories' policy files, by name and text, and why others could not be read.
-pub fn read(directories: &[&Path]) -> Result<(Texts, Vec<PolicyError>), ReadError> {
+pub fn read(directories: &[impl AsRef<Path>]) -> Result<(Texts, Vec<PolicyError>), ReadError> {
     let (mut texts, mut errors) = (Vec::new(), Vec::new());
-    for directory in directories {
+    for directory in directories.iter().map(AsRef::as_ref) {
         for file in files::names(directory, &["yaml", "yml"])? {
             let path = directory.join(file);
             match files::read(&path) {

@@ -150,7 +150,7 @@ pub fn node(directory: &Path) -> Node {
     Node {
         run_dir: directory.to_owned(),
         policy_dir: directory.join("policies"),
-        more_policy_dirs: vec![directory.join("more")],
+        policy_dirs: vec![directory.join("policies"), directory.join("more")],
         catalog_dir: directory.join("catalog.d"),
         backend: Backend::Lsm,
         pins: "/sys/fs/bpf/portcullis".into(),
@@ -167,7 +167,7 @@ pub fn enforcement_with(
 ) -> Enforcement {
     let node = node(directory);
     let catalog = Catalog::shipped().unwrap();
-    let policies = policies::load(&[&node.policy_dir], &catalog).unwrap();
+    let policies = policies::load(&node.policy_dirs, &catalog).unwrap();
     let tools = Tools::new(Known::new(catalog, policies.meanings()));
     let overrides = Overrides::open(directory, &counters);
     Enforcement::start(node, tables, containers.clone(), tools, counters, policies, overrides).unwrap()

@@ -133,7 +133,7 @@ impl Enforcement {
         let catalog = additions::load(&node.catalog_dir)?;
         let policy = validate(&catalog, file, text).map_err(EditError::Invalid)?;
         let name = policy.metadata.name;
-        let (mut texts, errors) = policies::read(&node.policy_dirs())?;
+        let (mut texts, errors) = policies::read(&node.policy_dirs)?;
         let path = path(&node.policy_dir, &name, &texts, edit)?;
         let source = path.display().to_string();
         let former = texts.iter().position(|(other, _)| *other == source).map(|place| texts.swap_remove(place).1);
@@ -162,7 +162,7 @@ impl Enforcement {
         let mut state = self.state();
         let node = &self.0.node;
         let catalog = additions::load(&node.catalog_dir)?;
-        let (mut texts, errors) = policies::read(&node.policy_dirs())?;
+        let (mut texts, errors) = policies::read(&node.policy_dirs)?;
         let Some(place) = texts.iter().position(|(source, text)| is_of(name, source, text)) else {
             let shipped = state.policies.loaded.iter().any(|policy| policy.name() == name && policy.source == SHIPPED);
             let name = name.to_owned();

@@ -21,7 +21,7 @@ mod overrides;
 
 use std::{
     collections::HashSet,
-    iter, mem,
+    mem,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -81,8 +81,8 @@ pub struct Node {
     pub run_dir: PathBuf,
     /// The operator's policies, those of the API.
     pub policy_dir: PathBuf,
-    /// And others.
-    pub more_policy_dirs: Vec<PathBuf>,
+    /// All directories of policies, that one among them.
+    pub policy_dirs: Vec<PathBuf>,
     /// The operator's additions to the catalogue.
     pub catalog_dir: PathBuf,
     /// In use.
@@ -239,16 +239,12 @@ impl Node {
         Self {
             run_dir: config.run_dir.to_path_buf(),
             policy_dir: config.policy_dir.to_path_buf(),
-            more_policy_dirs: config.more_policy_dirs.iter().map(|directory| directory.to_path_buf()).collect(),
+            policy_dirs: config.policy_dirs().into_iter().map(Path::to_owned).collect(),
             catalog_dir: config.catalog_dir.to_path_buf(),
             backend,
             pins: pins.directory().to_owned(),
             inner_shim: config.shim.inner.to_path_buf(),
         }
-    }
-
-    fn policy_dirs(&self) -> Vec<&Path> {
-        iter::once(&self.policy_dir).chain(&self.more_policy_dirs).map(PathBuf::as_path).collect()
     }
 
     fn policy_set(&self, policies: &Policies, modes: &Modes) -> Result<PolicySet, EnforceError> {
@@ -304,7 +300,7 @@ impl Enforcement {
 
     fn try_reload(&self, state: &mut State, cause: Cause) -> anyhow::Result<()> {
         let catalog = additions::load(&self.0.node.catalog_dir)?;
-        let policies = policies::load(&self.0.node.policy_dirs(), &catalog)?;
+        let policies = policies::load(&self.0.node.policy_dirs, &catalog)?;
         if cause == Cause::Change && policies == state.policies {
             // What the catalogue says of its tools beyond that is for signals only.
             self.0.tools.replace(catalog, policies.meanings());
