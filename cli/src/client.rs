@@ -76,17 +76,21 @@ pub struct Agent {
     channel: Channel,
 }
 
+/// Connects to whoever listens at a socket. The endpoint's authority is shown to it and never resolved.
+pub async fn connect_unix(socket: &Path, endpoint: Endpoint) -> Result<Channel, tonic::transport::Error> {
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    endpoint.connect_with_connector(connector).await
+}
+
 impl Agent {
     /// Connects to the agent's socket.
     pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The authority is never resolved: the connector knows where to go.
         let endpoint = Endpoint::from_static("http://portcullisd").connect_timeout(Duration::from_secs(5));
-        match endpoint.connect_with_connector(connector).await {
+        match connect_unix(socket, endpoint).await {
             Ok(channel) => Ok(Self { socket: socket.to_owned(), channel }),
             Err(error) => Err(unreachable(socket, &error)),
         }

@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::net::UnixStream;
 use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Endpoint};
@@ -22,6 +21,7 @@ use super::{
     containerd::{RUNTIME_TYPE, some_of},
     report::Check,
 };
+use crate::client::connect_unix;
 
 const NAME: &str = "containerd";
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -105,13 +105,8 @@ impl Running {
 }
 
 async fn status(socket: &Path) -> Result<StatusResponse, Status> {
-    let socket = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
     let unavailable = |error: &dyn std::error::Error| Status::unavailable(error.to_string());
-    let channel = Endpoint::from_static("http://containerd.invalid").connect_with_connector(connector).await;
+    let channel = connect_unix(socket, Endpoint::from_static("http://containerd.invalid")).await;
     let mut grpc = Grpc::new(channel.map_err(|error| unavailable(&error))?);
     grpc.ready().await.map_err(|error| unavailable(&error))?;
     let codec = ProstCodec::<StatusRequest, StatusResponse>::default();
