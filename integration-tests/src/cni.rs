@@ -1,10 +1,10 @@
 //! Pods' networks: CNI's plugins bridge and host-local, configured below a private containerd's directory.
 
-use std::{collections::BTreeSet, fs, io::ErrorKind, net::IpAddr, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, net::IpAddr, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::command::run;
+use crate::{command::run, node::names};
 
 const BRIDGE: &str = "portcullis-cni";
 
@@ -51,13 +51,13 @@ pub(crate) fn remove() -> Result<()> {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Networks {
     /// Addresses that are taken.
-    pub leases: BTreeSet<String>,
+    pub leases: Vec<String>,
     /// Devices at the bridge.
-    pub devices: BTreeSet<String>,
+    pub devices: Vec<String>,
     /// Network namespaces.
-    pub namespaces: BTreeSet<String>,
+    pub namespaces: Vec<String>,
     /// Answers of plugins that were kept.
-    pub results: BTreeSet<String>,
+    pub results: Vec<String>,
     /// Mounts below containerd's state: root file systems, and pods' shared memory.
     pub mounts: BTreeSet<String>,
 }
@@ -74,15 +74,6 @@ impl Networks {
             results: names(Path::new(RESULTS))?,
             mounts: mounts(directory)?,
         })
-    }
-}
-
-/// The file names in a directory; none if it is not there.
-fn names(directory: &Path) -> Result<BTreeSet<String>> {
-    match fs::read_dir(directory) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(error) => Err(error).with_context(|| format!("reading {}", directory.display())),
     }
 }
 

@@ -324,7 +324,7 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// The file names in a directory; none if it is not there.
-fn names(directory: &Path) -> Result<Vec<String>> {
+pub(crate) fn names(directory: &Path) -> Result<Vec<String>> {
     if !directory.exists() {
         return Ok(Vec::new());
     }

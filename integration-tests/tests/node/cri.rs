@@ -74,7 +74,7 @@ fn all_agree(node: &Node, cri: &Cri, pods: &[&cri::Pod<'_>], containers: &[&Stri
         let exist = sockets.iter().filter(|socket| socket.exists()).count();
         ensure!(traces.shims.len() == 2 * pods.len() && exist >= 2 * pods.len(), "{traces:?}, {sockets:?}");
         let networks = Networks::of(node.containerd().directory())?;
-        let counts = [&networks.leases, &networks.devices, &networks.namespaces].map(BTreeSet::len);
+        let counts = [&networks.leases, &networks.devices, &networks.namespaces].map(Vec::len);
         ensure!(counts == [pods.len(); 3], "{networks:?}");
         Ok(())
     })
