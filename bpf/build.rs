@@ -66,6 +66,7 @@ fn compile(name: &str) -> Result<(), Box<dyn Error>> {
     };
     // Where Debian keeps asm/types.h, which <linux/types.h> wants and `-target bpf` does not find by itself.
     let multiarch = format!("-I/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?);
+    let next_abi = env::var_os("CARGO_FEATURE_NEXT_ABI").map(|_| "-DPORTCULLIS_NEXT_ABI");
     run(Command::new(tool("CLANG", &["clang-19", "clang"])?)
         .args([
             "-target",
@@ -81,6 +82,7 @@ fn compile(name: &str) -> Result<(), Box<dyn Error>> {
         ])
         .arg(format!("-D__TARGET_ARCH_{arch}"))
         .arg(multiarch)
+        .args(next_abi)
         .args(["-MMD", "-MF"])
         .arg(&depfile)
         .args(["-c", &source, "-o"])

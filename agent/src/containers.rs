@@ -8,6 +8,7 @@ use std::{
 };
 
 use portcullis_policy::{policyset::Mode, record::ContainerRecord, select::IMAGE_NAME};
+use portcullis_proto::v1;
 use tokio::sync::Notify;
 
 use crate::{
@@ -55,6 +56,57 @@ pub struct Standing {
     pub mode: Mode,
     /// See [`portcullis_policy::policyset::Choice::mode_reason`].
     pub mode_reason: String,
+    /// Whether it is guarded by the programs of another version of Portcullis, under the policies of the agent of that version:
+    /// later changes do not reach it.
+    pub left_behind: Option<LeftBehind>,
+}
+
+/// What this agent learns of a container that another version's programs guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftBehind {
+    /// Everything, as of others.
+    Reported,
+    /// Nothing: their events are of a form that it does not know.
+    Unreported,
+}
+
+/// How many there are of these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeftBehindCount {
+    /// See [`LeftBehind::Reported`].
+    pub reported: u64,
+    /// See [`LeftBehind::Unreported`].
+    pub unreported: u64,
+}
+
+impl LeftBehindCount {
+    /// Counts one.
+    pub fn add(&mut self, container: Option<LeftBehind>) {
+        match container {
+            Some(LeftBehind::Reported) => self.reported += 1,
+            Some(LeftBehind::Unreported) => self.unreported += 1,
+            None => {}
+        }
+    }
+
+    /// What a user is told, if there are any.
+    pub fn check(self) -> Option<v1::Check> {
+        let Self { reported, unreported } = self;
+        let (state, effect) = match (reported, unreported) {
+            (0, 0) => return None,
+            (_, 0) => (v1::check::State::Warning, String::new()),
+            _ => (v1::check::State::Failed, format!(", and what happens in {unreported} of them is not reported")),
+        };
+        Some(v1::Check {
+            name: "upgrade".to_owned(),
+            state: state.into(),
+            detail: format!(
+                "{} containers are guarded by another version's programs, as they were before the upgrade: later changes of policies do not reach them{effect}",
+                reported + unreported
+            ),
+            remedy: "start them anew; portcullis containers list -o wide names them".to_owned(),
+        })
+    }
 }
 
 impl Standing {
@@ -65,6 +117,7 @@ impl Standing {
             policy_reason: record.policy_reason.clone(),
             mode: record.mode,
             mode_reason: record.mode_reason.clone(),
+            left_behind: None,
         }
     }
 }

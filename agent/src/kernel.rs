@@ -38,6 +38,13 @@ impl Kernel {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What another version's tables have of a container, if they can be read. Opened for each question: there are few such
+    /// containers, fewer with each that ends, and nothing open keeps the tables from going with the last of them.
+    fn elsewhere<T>(&self, find: impl Fn(&Guard) -> Option<T>) -> Option<T> {
+        let others = self.pins.others().ok()?;
+        others.into_iter().find_map(|pins| find(&Guard::open(pins).ok()?))
+    }
+
     fn guard(&self) -> MutexGuard<'_, Guard> {
         self.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,7 +64,8 @@ impl PolicyTables for Kernel {
     }
 
     fn container(&self, cgroup_id: u64) -> Result<Option<Container>, GuardError> {
-        self.guard().container(cgroup_id)
+        let own = self.guard().container(cgroup_id)?;
+        Ok(own.or_else(|| self.elsewhere(|guard| guard.container(cgroup_id).ok()?)))
     }
 
     fn move_container(&self, cgroup_id: u64, to: Placement) -> Result<Move, GuardError> {
@@ -93,7 +101,8 @@ impl Means for Kernel {
 
 impl KernelCounters for Kernel {
     fn container(&self, cgroup_id: u64) -> Option<ContainerStats> {
-        self.guard().stats(cgroup_id)
+        let own = self.guard().stats(cgroup_id);
+        own.or_else(|| self.elsewhere(|guard| guard.stats(cgroup_id)))
     }
 
     fn node(&self) -> Vec<(&'static str, u64)> {

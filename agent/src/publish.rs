@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portcullis_policy::policyset::{FILE_NAME, PolicySet, PolicySetError};
+use portcullis_bpf::abi::ABI_VERSION;
+use portcullis_policy::policyset::{self, PolicySet, PolicySetError};
 
 use crate::files;
 
@@ -25,9 +26,9 @@ pub enum PublishError {
     },
 }
 
-/// Writes the policy set below the run directory.
+/// Writes the policy set below the run directory, for shims of this version.
 pub fn publish(run_dir: &Path, set: &PolicySet) -> Result<(), PublishError> {
     let bytes = set.to_bytes()?;
-    let path = run_dir.join(FILE_NAME);
+    let path = run_dir.join(policyset::file_name(ABI_VERSION));
     files::replace(&path, 0o644, &bytes).map_err(|source| PublishError::Write { path, source })
 }

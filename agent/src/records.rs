@@ -70,6 +70,7 @@ pub enum RecordError {
 /// The directory.
 #[derive(Debug, Clone)]
 pub struct RecordDirectory {
+    run_dir: PathBuf,
     path: PathBuf,
 }
 
@@ -78,7 +79,12 @@ impl RecordDirectory {
     pub fn create(run_dir: &Path) -> io::Result<Self> {
         let path = run_dir.join(DIR_NAME);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        Ok(Self { path })
+        Ok(Self { run_dir: run_dir.to_owned(), path })
+    }
+
+    /// The directory that it is in, with all that agent and shims share.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
     }
 
     /// Where it is.

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -195,6 +195,7 @@ pub fn record(cgroup_id: u64, container_id: &str) -> ContainerRecord {
         mode_reason: "policy".into(),
         policy_reason: "no other policy selects this container".into(),
         backend: Some(Backend::Lsm),
+        pins: PathBuf::new(),
         guard: Guard::Guarded,
         contents_unknown: None,
         annotations: [].into(),

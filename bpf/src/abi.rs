@@ -7,7 +7,10 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// `PORTCULLIS_ABI_VERSION`.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 7 } else { 6 };
+/// From this version on, records of the ring buffers have the layout and the meaning of this one's: containers that a former
+/// version's programs guard are reported on all the same. A change of them raises it to [`ABI_VERSION`].
+pub const RECORDS_SINCE: u32 = 6;
 
 /// `NAME_LEN`: bytes of a name in the tables, including at least one NUL.
 pub const NAME_LEN: usize = 64;
@@ -717,10 +720,7 @@ impl Activity {
     /// Reads one record of the ring buffer `activities`.
     pub fn decode(record: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader { rest: record, len: record.len() };
-        let found = reader.u32()?;
-        if found != ABI_VERSION {
-            return Err(DecodeError::Version { found });
-        }
+        reader.version()?;
         let operation = reader.u32()?.try_into()?;
         let transport = reader.u32()?.try_into()?;
         let (pid, time_ns) = (reader.u32()?, reader.u64()?);
@@ -745,7 +745,7 @@ pub enum DecodeError {
         len: usize,
     },
     /// Written by programs of another version.
-    #[error("event of ABI version {found}, expected {ABI_VERSION}")]
+    #[error("event of ABI version {found}, expected {RECORDS_SINCE} to {ABI_VERSION}")]
     Version {
         /// The version found.
         found: u32,
@@ -786,6 +786,12 @@ impl<'a> Reader<'a> {
 
     fn u32(&mut self) -> Result<u32, DecodeError> {
         self.array().map(u32::from_ne_bytes)
+    }
+
+    /// The number that each record begins with.
+    fn version(&mut self) -> Result<(), DecodeError> {
+        let found = self.u32()?;
+        if (RECORDS_SINCE..=ABI_VERSION).contains(&found) { Ok(()) } else { Err(DecodeError::Version { found }) }
     }
 
     fn u64(&mut self) -> Result<u64, DecodeError> {
@@ -838,10 +844,7 @@ impl Event {
     /// Decodes one record of the ring buffer.
     pub fn decode(record: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader { rest: record, len: record.len() };
-        let found = reader.u32()?;
-        if found != ABI_VERSION {
-            return Err(DecodeError::Version { found });
-        }
+        reader.version()?;
         let verdict = Verdict::try_from(reader.u32()?)?;
         let [time_ns, start_time_ns, cgroup_id, leaf_cgroup_id, inode, file_size] =
             [reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?];

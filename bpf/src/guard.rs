@@ -130,6 +130,11 @@ impl Guard {
         Ok(Self { pins, containers, stats })
     }
 
+    /// What is opened.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// Puts a container under guard. On failure nothing is left behind.
     pub fn attach(&mut self, cgroup: &Cgroup, backend: Backend, container: Container) -> Result<(), GuardError> {
         if self.containers.get(&cgroup.id, 0).is_ok() {

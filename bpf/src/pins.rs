@@ -1,9 +1,15 @@
 //! Where the objects are pinned: `<root>/vN/{maps,programs,node,links}`, N being the ABI version, so that an upgrade can
 //! stand beside containers that the former version still guards.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use crate::{Backend, abi::ABI_VERSION};
+use crate::{
+    Backend,
+    abi::{ABI_VERSION, RECORDS_SINCE},
+};
 
 /// The directory that holds the versions, below the bpffs mount.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/portcullis";
@@ -44,6 +50,25 @@ impl Pins {
         Self::at(root.join(format!("v{ABI_VERSION}")))
     }
 
+    /// The pins of other ABI versions beside these: of containers that were there before this version came.
+    pub fn others(&self) -> io::Result<Vec<Self>> {
+        let mut others = Vec::new();
+        let Some(root) = self.directory.parent() else { return Ok(others) };
+        for entry in fs::read_dir(root)? {
+            let pins = Self::at(entry?.path());
+            if pins.version().is_some() && pins != *self {
+                others.push(pins);
+            }
+        }
+        others.sort_unstable_by_key(Self::version);
+        Ok(others)
+    }
+
+    /// Takes all of them away, and with them what nothing else holds. To be called when no container is guarded by them.
+    pub fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.directory)
+    }
+
     /// The pins in this directory, as the policy set names it.
     pub fn at(directory: impl Into<PathBuf>) -> Self {
         Self { directory: directory.into() }
@@ -52,6 +77,11 @@ impl Pins {
     /// The version's directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The ABI version of which these are, by the directory's name.
+    pub fn version(&self) -> Option<u32> {
+        self.directory.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()
     }
 
     /// Directory of the maps.
@@ -82,6 +112,11 @@ impl Pins {
     /// Directory of one container's links.
     pub fn container_links(&self, cgroup_id: u64) -> PathBuf {
         self.links().join(cgroup_id.to_string())
+    }
+
+    /// Whether the records of their ring buffers can be read here.
+    pub fn are_readable(&self) -> bool {
+        self.version().is_some_and(|version| (RECORDS_SINCE..=ABI_VERSION).contains(&version))
     }
 
     /// What must be pinned for a backend to guard containers, besides the maps. Of a program that is attached for the

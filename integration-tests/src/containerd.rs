@@ -369,7 +369,12 @@ impl<'a> Builder<'a> {
 
     /// Starts it with a first process that does nothing for long.
     pub fn start(self) -> Result<Container<'a>> {
-        let started = run(&mut self.ctr_run(&["--detach", "--null-io"], &["sleep", "100000"]))
+        self.start_with(&["sleep", "100000"])
+    }
+
+    /// Starts it with this as its first process.
+    pub fn start_with(self, arguments: &[&str]) -> Result<Container<'a>> {
+        let started = run(&mut self.ctr_run(&["--detach", "--null-io"], arguments))
             .and_then(Output::success)
             .with_context(|| format!("starting container {}", self.id));
         // Also cleans up after a failed start.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use portcullis_bpf::{guard::Guard, pins::Pins};
+use portcullis_bpf::{abi::ABI_VERSION, guard::Guard, pins::Pins};
 use portcullis_policy::{
     policyset::{self, Backend, PolicySet},
     record,
@@ -233,6 +233,16 @@ impl Node {
         Ok(())
     }
 
+    /// Puts another agent in the agent's place, a program of `PORTCULLIS_BIN_DIR`, until the answer is dropped.
+    pub fn exchange_agent(&self, program: &str) -> Result<OtherAgent<'_>> {
+        let paths = Paths { program: self.setup.bin_dir.join(program), ..self.paths.clone() };
+        let mut agent = self.agent();
+        // Ends it.
+        agent.take();
+        *agent = Some(Agent::start(&paths)?);
+        Ok(OtherAgent { node: self })
+    }
+
     /// Runs the command line tool.
     pub fn portcullis(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(self.setup.bin_dir.join("portcullis"));
@@ -281,7 +291,7 @@ impl Node {
 
     /// Changes the policy set that shims read, behind the agent's back, until the answer is dropped.
     pub fn change_policy_set(&self, change: impl FnOnce(&mut PolicySet)) -> Result<Restore> {
-        let path = self.paths.run_dir.join(policyset::FILE_NAME);
+        let path = self.paths.run_dir.join(policyset::file_name(ABI_VERSION));
         let restore = Restore { content: fs::read(&path)?, path };
         let mut set = PolicySet::parse(&restore.content)?;
         change(&mut set);
@@ -291,7 +301,7 @@ impl Node {
 
     /// Takes the policy set away, as if the agent had never run, until the answer is dropped.
     pub fn hide_policy_set(&self) -> Result<Restore> {
-        let path = self.paths.run_dir.join(policyset::FILE_NAME);
+        let path = self.paths.run_dir.join(policyset::file_name(ABI_VERSION));
         let restore = Restore { content: fs::read(&path)?, path };
         fs::remove_file(&restore.path)?;
         Ok(restore)
@@ -312,7 +322,7 @@ impl Node {
 }
 
 fn read_policy_set(paths: &Paths) -> Result<PolicySet> {
-    let path = paths.run_dir.join(policyset::FILE_NAME);
+    let path = paths.run_dir.join(policyset::file_name(ABI_VERSION));
     let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(PolicySet::parse(&bytes)?)
 }
@@ -353,6 +363,20 @@ impl Drop for OtherPolicy<'_> {
             });
         if let Err(error) = restored {
             eprintln!("taking {} away: {error:#}", self.file.display());
+        }
+    }
+}
+
+/// Another agent. When this is dropped, the usual one is back.
+pub struct OtherAgent<'a> {
+    node: &'a Node,
+}
+
+impl Drop for OtherAgent<'_> {
+    fn drop(&mut self) {
+        self.node.agent().take();
+        if let Err(error) = self.node.restart_agent() {
+            eprintln!("starting the agent again: {error:#}");
         }
     }
 }

@@ -12,11 +12,22 @@ use crate::{
     select::{Facts, Rank, Select, Selection},
 };
 
-/// File name below the run directory.
-pub const FILE_NAME: &str = "policyset";
-
-/// Version of the file's format; a shim refuses any other.
+/// Version of the file's format; a shim refuses any other. A change of it raises the kernel programs' ABI version as well.
 pub const FORMAT: u32 = 3;
+
+/// File name below the run directory, for shims of an ABI version of the kernel programs. A shim serves its pod for as long as
+/// that runs; when the agent has become another version's, the pod's new containers are guarded as those that run: by the
+/// programs and policies that the agent before has left.
+pub fn file_name(abi_version: u32) -> String {
+    format!("{FILE_NAME}{abi_version}")
+}
+
+/// The ABI version for whose shims a file of the run directory is, if it is a policy set.
+pub fn abi_version(file_name: &str) -> Option<u32> {
+    file_name.strip_prefix(FILE_NAME)?.parse().ok()
+}
+
+const FILE_NAME: &str = "policyset.v";
 
 /// The annotation by which a workload asks for a mode.
 pub const MODE_ANNOTATION: &str = "portcullis.dev/mode";

@@ -62,6 +62,9 @@ pub struct ContainerRecord {
     pub policy_reason: String,
     /// The backend that guards it.
     pub backend: Option<Backend>,
+    /// The directory of the pins by which it is guarded; empty when it is not, or its shim did not tell.
+    #[serde(default)]
+    pub pins: PathBuf,
     /// Whether the guard is in place.
     pub guard: Guard,
     /// Why tools are recognised by their names only here; `None` when their contents are known as well.

@@ -6,7 +6,7 @@ use portcullis_proto::v1::{GetStatusRequest, GetStatusResponse, node_service_ser
 use tonic::{Request, Response, Status};
 
 use super::{Sources, policies};
-use crate::clock::timestamp;
+use crate::{clock::timestamp, containers::LeftBehindCount};
 
 /// The service.
 pub struct NodeApi(pub Sources);
@@ -16,7 +16,9 @@ impl NodeService for NodeApi {
     async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         let Sources { store, containers, kernel, counters, facts, enforcement, containment: _, sender: _ } = &self.0;
         let (mut guarded, mut unguarded) = (0, 0);
+        let mut left_behind = LeftBehindCount::default();
         for container in containers.all().into_values().filter(|container| container.ended_ns.is_none()) {
+            left_behind.add(container.standing.left_behind);
             match container.record.guard {
                 Guard::Guarded => guarded += 1,
                 Guard::Unguarded { .. } => unguarded += 1,
@@ -33,7 +35,7 @@ impl NodeService for NodeApi {
             backend_reason: facts.backend_reason.clone(),
             kernel: facts.kernel.clone(),
             started: Some(timestamp(facts.started_ns)),
-            checks: facts.checks.iter().cloned().chain([store.health().check()]).collect(),
+            checks: facts.checks.iter().cloned().chain([store.health().check()]).chain(left_behind.check()).collect(),
             policies: in_force.into_iter().map(policies::message).collect(),
             containers_guarded: guarded,
             containers_unguarded: unguarded,

@@ -247,6 +247,7 @@ fn path(directory: &Path, name: &str, texts: &[(String, String)], edit: Edit) ->
 mod tests {
     use std::sync::Arc;
 
+    use portcullis_bpf::abi::ABI_VERSION;
     use portcullis_policy::policyset::{self, Mode, PolicySet};
     use tempfile::TempDir;
 
@@ -296,7 +297,7 @@ mod tests {
             let names = self.enforcement.list().into_iter().map(|policy| format!("{policy:?}")).collect();
             let (mut texts, _) = policies::read(&[&self.file("")]).unwrap();
             texts.sort();
-            let published = fs::read(self.directory.path().join(policyset::FILE_NAME)).unwrap();
+            let published = fs::read(self.directory.path().join(policyset::file_name(ABI_VERSION))).unwrap();
             (names, texts, published, self.tables.state().containers.get(&1).map_or(0, |entry| entry.policy))
         }
 
@@ -306,7 +307,9 @@ mod tests {
 
         fn start(&self, cgroup_id: u64, id: &str) {
             let record = testing::record(cgroup_id, id);
-            let set = PolicySet::parse(&fs::read(self.directory.path().join(policyset::FILE_NAME)).unwrap()).unwrap();
+            let set =
+                PolicySet::parse(&fs::read(self.directory.path().join(policyset::file_name(ABI_VERSION))).unwrap())
+                    .unwrap();
             self.tables.enter(cgroup_id, set.default_policy.id, super::super::kernel_mode(Mode::Detect));
             let name = RecordName::Cgroup(cgroup_id);
             self.containers.insert(name.clone(), record);

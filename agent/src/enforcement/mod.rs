@@ -51,7 +51,7 @@ pub use self::{
 use crate::{
     additions,
     config::Config,
-    containers::{self, Container, Containers, Image, Standing},
+    containers::{self, Container, Containers, Image, LeftBehind, Standing},
     counters::Counters,
     policies::{self, Loaded, Policies},
     publish::{PublishError, publish},
@@ -68,7 +68,7 @@ pub trait PolicyTables: Send + Sync + 'static {
     fn retain(&self, content: &Content, held: &HashSet<u32>) -> Result<(), GuardError>;
     /// The policies under which some container is.
     fn policies_held(&self) -> Result<HashSet<u32>, GuardError>;
-    /// A container's entry.
+    /// A container's entry, also in another version's tables, if these can be read.
     fn container(&self, cgroup_id: u64) -> Result<Option<abi::Container>, GuardError>;
     /// Puts a container under another policy and mode, in one step.
     fn move_container(&self, cgroup_id: u64, to: Placement) -> Result<Move, GuardError>;
@@ -412,12 +412,22 @@ impl Enforcement {
             tracing::warn!(container = ?record.container_id, error, "a container could not be put under its policy");
             Placed::Failed
         };
+        let guarded = record.guard == Guard::Guarded && record.cgroup_id != 0;
+        if guarded && !record.pins.as_os_str().is_empty() && record.pins != node.pins {
+            let standing = match self.left_behind(state, container) {
+                Ok(standing) => standing,
+                Err(error) => return failed(error.into()),
+            };
+            if standing != container.standing {
+                containers.set_standing(name, record.created_ns, standing);
+            }
+            return Placed::Stayed;
+        }
         let choice = match state.set.choose(&Facts::of(record, image.name())) {
             Ok(choice) => choice,
             // Its shim has refused the container, or chosen by another version's rules.
             Err(error) => return failed(error.into()),
         };
-        let guarded = record.guard == Guard::Guarded && record.cgroup_id != 0;
         if choice.hinges_on_image && guarded && matches!(image, Image::Wanted | Image::Asked | Image::Unanswered) {
             match tables.container(record.cgroup_id) {
                 Ok(Some(entry)) => {
@@ -425,7 +435,11 @@ impl Enforcement {
                     // One that is not in force any more can stay for a moment, but not until containerd answers some day.
                     if policy.is_some() || *image != Image::Unanswered {
                         if let Some(policy) = policy.filter(|_| record.policy_id != entry.policy) {
-                            let standing = standing_of_entry(policy, &entry);
+                            let standing = standing_of_entry(
+                                policy,
+                                &entry,
+                                "as before the agent's start, until its image is known",
+                            );
                             containers.set_standing(name, record.created_ns, standing);
                         }
                         return Placed::Stayed;
@@ -440,6 +454,7 @@ impl Enforcement {
             policy_reason: choice.policy_reason,
             mode: choice.mode,
             mode_reason: choice.mode_reason,
+            left_behind: None,
         };
         if let Some(obstacle) = choice.policy.obstacle(node.backend) {
             standing.policy_reason = format!("{}; {obstacle}", standing.policy_reason);
@@ -453,7 +468,7 @@ impl Enforcement {
             match tables.move_container(record.cgroup_id, to) {
                 Ok(Move::Moved) => Placed::Moved,
                 Ok(Move::InPlace) => Placed::Stayed,
-                // It is being released, or guarded by the programs of another version, which this agent leaves alone.
+                // It is being released.
                 Ok(Move::Gone) => return Placed::Stayed,
                 Err(error) => return failed(error.into()),
             }
@@ -464,6 +479,32 @@ impl Enforcement {
             containers.set_standing(name, record.created_ns, standing);
         }
         moved
+    }
+
+    /// Where a container stands that another version's programs guard: where the agent of that version has left it.
+    fn left_behind(&self, state: &State, container: &Container) -> Result<Standing, GuardError> {
+        let record = &container.record;
+        let entry = self.0.tables.container(record.cgroup_id)?;
+        let policy = entry.and_then(|entry| {
+            let is_it = |policy: &&Loaded| policy.compiled.entry.id == entry.policy;
+            Some((state.policies.loaded.iter().find(is_it)?, entry))
+        });
+        let mut standing = match policy {
+            Some((policy, entry))
+                if record.policy_id != entry.policy || kernel_mode(record.mode) as u32 != entry.mode =>
+            {
+                standing_of_entry(policy, &entry, "as before the upgrade")
+            }
+            _ => Standing::of(record),
+        };
+        let readable = Pins::at(&record.pins).are_readable();
+        standing.left_behind = Some(if readable { LeftBehind::Reported } else { LeftBehind::Unreported });
+        let unreported = if readable { "" } else { " and whose events this agent can't read" };
+        let reason = &mut standing.policy_reason;
+        *reason = format!(
+            "{reason}; guarded by another version's programs, which later changes do not reach{unreported}: start it anew"
+        );
+        Ok(standing)
     }
 
     /// Chooses for one container again: its record was read, or its image has become known.
@@ -609,14 +650,14 @@ fn in_force<'a>(state: &State, policy: &Loaded, containers: impl Iterator<Item =
     }
 }
 
-fn standing_of_entry(policy: &Loaded, entry: &abi::Container) -> Standing {
+fn standing_of_entry(policy: &Loaded, entry: &abi::Container, reason: &str) -> Standing {
     let enforce = entry.mode == abi::Mode::Enforce as u32;
-    let reason = "as before the agent's start, until its image is known".to_owned();
     Standing {
         policy: policy.name().to_owned(),
-        policy_reason: reason.clone(),
+        policy_reason: reason.to_owned(),
         mode: if enforce { Mode::Enforce } else { Mode::Detect },
-        mode_reason: reason,
+        mode_reason: reason.to_owned(),
+        left_behind: None,
     }
 }
 

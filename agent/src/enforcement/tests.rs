@@ -44,9 +44,24 @@ impl Bed {
         fs::remove_file(self.directory.path().join("policies").join(file)).unwrap();
     }
 
+    fn published_file(&self) -> PathBuf {
+        self.directory.path().join(policyset::file_name(abi::ABI_VERSION))
+    }
+
     /// The policy set that shims read.
     fn published(&self) -> PolicySet {
-        PolicySet::parse(&fs::read(self.directory.path().join(policyset::FILE_NAME)).unwrap()).unwrap()
+        PolicySet::parse(&fs::read(self.published_file()).unwrap()).unwrap()
+    }
+
+    /// A container that another version's shim has put under a policy of another agent.
+    fn left_behind(&self, cgroup_id: u64, pins: &str, policy_id: u32) -> RecordName {
+        let mut record = testing::record(cgroup_id, "old");
+        (record.policy_id, record.policy, record.pins) = (policy_id, "former".into(), pins.into());
+        record.mode = Mode::Detect;
+        let name = RecordName::Cgroup(cgroup_id);
+        self.containers.insert(name.clone(), record);
+        self.enforcement.apply(&name);
+        name
     }
 
     /// A container, by its shim's choice.
@@ -132,7 +147,7 @@ fn a_broken_file_keeps_the_old_set_whole() {
     bed.write("one.yaml", &policy("one", ENFORCE_C1));
     bed.enforcement.reload(Cause::Request);
     bed.start(1, "c1", &[]);
-    let (before, published) = (bed.held(1), fs::read(bed.directory.path().join("policyset")).unwrap());
+    let (before, published) = (bed.held(1), fs::read(bed.published_file()).unwrap());
     bed.write("one.yaml", &policy("one", "mode: detect"));
     bed.write("two.yaml", "kind: [\n");
     bed.write("three.yaml", "mood: x\n");
@@ -140,7 +155,7 @@ fn a_broken_file_keeps_the_old_set_whole() {
     let error = bed.error();
     assert!(error.contains("two.yaml:") && error.contains("three.yaml:"), "{error}");
     assert_eq!(bed.held(1), before);
-    assert_eq!(fs::read(bed.directory.path().join("policyset")).unwrap(), published);
+    assert_eq!(fs::read(bed.published_file()).unwrap(), published);
     assert_eq!(bed.counters.policies_rejected.get(), 1);
     bed.remove("two.yaml");
     bed.remove("three.yaml");
@@ -168,7 +183,7 @@ fn a_second_directory_counts_like_the_first() {
 #[test]
 fn a_change_that_changes_nothing_is_passed_over() {
     let bed = bed();
-    let path = bed.directory.path().join(policyset::FILE_NAME);
+    let path = bed.directory.path().join(policyset::file_name(abi::ABI_VERSION));
     fs::write(&path, "someone else's").unwrap();
     bed.write(".one.yaml.swp", "x");
     bed.enforcement.reload(Cause::Change);
@@ -205,7 +220,7 @@ fn a_set_that_can_not_be_published_changes_nothing() {
     let default = bed.id("default");
     bed.write("one.yaml", &policy("one", ENFORCE_C1));
     // Where the temporary file would be.
-    fs::create_dir(bed.directory.path().join(".policyset")).unwrap();
+    fs::create_dir(bed.directory.path().join(format!(".{}", policyset::file_name(abi::ABI_VERSION)))).unwrap();
     bed.enforcement.reload(Cause::Request);
     assert!(bed.error().contains("policyset"), "{}", bed.error());
     assert_eq!(bed.held(1), (default, Mode::Detect));
@@ -402,4 +417,28 @@ fn a_thousand_containers_move_in_one_pass() {
     assert_eq!(moves.moved, 1000);
     assert!(moves.last < Duration::from_secs(1), "{:?}", moves.last);
     println!("1000 containers, 52 policies: {:?}", moves.last);
+}
+
+#[test]
+fn what_another_version_guards_stays_as_it_was() {
+    let bed = bed();
+    let default = bed.id("default");
+    let readable = format!("/sys/fs/bpf/portcullis/v{}", abi::RECORDS_SINCE);
+    // As its record says, where no tables can be read.
+    let name = bed.left_behind(1, "/sys/fs/bpf/portcullis/v1", 77);
+    let standing = bed.standing(&name);
+    assert_eq!((standing.policy.as_str(), standing.mode), ("former", Mode::Detect));
+    assert_eq!(standing.left_behind, Some(LeftBehind::Unreported));
+    assert!(standing.policy_reason.contains("another version's programs"), "{standing:?}");
+    // As the agent before has moved it, where they can.
+    bed.tables.enter(2, default, abi::Mode::Enforce);
+    let name = bed.left_behind(2, &readable, 77);
+    let standing = bed.standing(&name);
+    assert_eq!((standing.policy.as_str(), standing.mode), ("default", Mode::Enforce));
+    assert_eq!(standing.left_behind, Some(LeftBehind::Reported));
+    bed.write("old.yaml", &policy("one", "mode: detect, select: {containers: [old]}"));
+    bed.enforcement.reload(Cause::Request);
+    assert_eq!(bed.held(2), (default, Mode::Enforce), "changes do not reach it");
+    assert_eq!(bed.standing(&name), standing);
+    assert_eq!(bed.enforcement.moves().failed, 0);
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`watch`] | inotify on the directory of records |
 //! | [`tracker`] | records into the table of containers, and out of it once their events are read |
+//! | [`rings`] | where the events come from |
 //! | [`sweep`] | what shims that died have left behind |
 //! | [`probes`] | exec sessions that come at a steady pace |
 //! | [`repeats`] | what a rule has reported of late |
@@ -20,6 +21,7 @@ mod folding;
 mod probes;
 mod rates;
 mod repeats;
+mod rings;
 mod suppressed;
 mod sweep;
 mod tracker;
@@ -47,8 +49,8 @@ use tokio::sync::mpsc;
 
 pub use self::rates::{BURST, PER_SECOND};
 use self::{
-    folding::Folding, probes::Probes, rates::Rates, repeats::Repeats, suppressed::Suppressed, sweep::Sweep,
-    tracker::Tracker, watch::Watch,
+    folding::Folding, probes::Probes, rates::Rates, repeats::Repeats, rings::Rings, suppressed::Suppressed,
+    sweep::Sweep, tracker::Tracker, watch::Watch,
 };
 use crate::{
     clock::{BootOffset, boot_ns},
@@ -78,6 +80,9 @@ pub enum EventsError {
     /// A pinned object could not be opened.
     #[error("opening what is pinned")]
     Pins(#[from] GuardError),
+    /// The directory of all versions' pins can't be read.
+    #[error("looking for other versions' programs")]
+    Versions(#[source] io::Error),
     /// The record directory can't be watched.
     #[error("watching the container records")]
     Watch(#[source] io::Error),
@@ -106,8 +111,7 @@ impl Stop {
 
 /// The thread's state.
 pub struct EventLoop {
-    ring: Events,
-    activities: Activities,
+    rings: Rings,
     watch: Watch,
     stop: Arc<OwnedFd>,
     tracker: Tracker,
@@ -139,11 +143,12 @@ impl EventLoop {
         signals: mpsc::Sender<Item>,
         counters: Arc<Counters>,
     ) -> Result<(Self, Stop), EventsError> {
-        let ring = Events::open(pins)?;
-        let activities = Activities::open(pins)?;
+        let others = pins.others().map_err(EventsError::Versions)?;
+        let rings = Rings::open(pins, &others)?;
         let guard = Guard::open(pins.clone())?;
         // First the watch, then the reading: nothing falls between.
         let watch = Watch::new(directory.path()).map_err(EventsError::Watch)?;
+        let run_dir = directory.run_dir().to_owned();
         let mut tracker =
             Tracker::new(directory, containers.clone(), enforcement.clone(), signals.clone(), Arc::clone(&counters));
         tracker.scan().map_err(EventsError::Records)?;
@@ -151,11 +156,10 @@ impl EventLoop {
         let stop =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| EventsError::Poll(e.into()))?;
         let stop = Arc::new(stop);
-        let sweep = Sweep::new(guard, pins.links(), Arc::clone(&counters));
+        let sweep = Sweep::new(guard, others, run_dir, Arc::clone(&counters));
         let handle = Stop(Arc::clone(&stop));
         let this = Self {
-            ring,
-            activities,
+            rings,
             watch,
             stop,
             tracker,
@@ -196,7 +200,9 @@ impl EventLoop {
             if next_sweep <= Instant::now() {
                 next_sweep = Instant::now() + SWEEP_INTERVAL;
                 self.tracker.scan().map_err(EventsError::Records)?;
-                self.sweep.run(&mut self.tracker, &self.containers);
+                for pins in self.sweep.run(&mut self.tracker, &self.containers, drained) {
+                    self.rings.close(&pins);
+                }
                 self.enforcement.settle();
                 self.tracker.send_new()?;
                 self.containers.want_unanswered_images();
@@ -255,19 +261,14 @@ impl EventLoop {
 
     /// Waits for something to do. Whether the thread is to end.
     fn wait(&self, timeout: Duration) -> Result<bool, EventsError> {
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.activities.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.watch.as_fd(), PollFlags::IN),
-        ];
+        let own = [self.stop.as_fd(), self.watch.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let mut fds: Vec<_> = own.into_iter().chain(self.rings.poll()).collect();
         let timeout = Timespec::try_from(timeout).ok();
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(EventsError::Poll(error.into())),
         }
-        let [stop, ..] = fds;
-        Ok(stop.revents().contains(PollFlags::IN))
+        Ok(fds.first().is_some_and(|stop| stop.revents().contains(PollFlags::IN)))
     }
 
     fn read_records(&mut self) -> Result<(), EventsError> {
@@ -282,11 +283,20 @@ impl EventLoop {
         self.tracker.send_new()
     }
 
-    /// Reads a round of events. Whether the ring buffer is empty now.
+    /// Reads a round of events. Whether the ring buffers are empty now.
     fn read_events(&mut self) -> Result<bool, EventsError> {
         let offset = BootOffset::now();
+        let mut rings = std::mem::take(&mut self.rings);
+        let drained = rings
+            .iter_mut()
+            .try_fold(true, |drained, ring| Ok(self.read_some_events(&mut ring.events, offset)? && drained));
+        self.rings = rings;
+        drained
+    }
+
+    fn read_some_events(&mut self, ring: &mut Events, offset: BootOffset) -> Result<bool, EventsError> {
         for _ in 0..ROUND {
-            match self.ring.next_event() {
+            match ring.next_event() {
                 None => return Ok(true),
                 Some(Ok(event)) => self.handle(&event, offset)?,
                 Some(Err(error)) => {
@@ -298,11 +308,20 @@ impl EventLoop {
         Ok(false)
     }
 
-    /// Reads a round of activities. Whether their ring buffer is empty now.
+    /// Reads a round of activities. Whether their ring buffers are empty now.
     fn read_activities(&mut self) -> Result<bool, EventsError> {
         let offset = BootOffset::now();
+        let mut rings = std::mem::take(&mut self.rings);
+        let drained = rings
+            .iter_mut()
+            .try_fold(true, |drained, ring| Ok(self.read_some_activities(&mut ring.activities, offset)? && drained));
+        self.rings = rings;
+        drained
+    }
+
+    fn read_some_activities(&mut self, ring: &mut Activities, offset: BootOffset) -> Result<bool, EventsError> {
         for _ in 0..ACTIVITY_ROUND {
-            match self.activities.next_activity() {
+            match ring.next_activity() {
                 None => return Ok(true),
                 Some(Ok(seen)) => {
                     if let Some(operation) = activity::operation(&seen, offset) {

@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs, io,
+    fs, io, iter,
     os::unix::fs::{DirEntryExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use portcullis_bpf::{cgroup, guard::Guard};
-use portcullis_policy::record::ContainerRecord;
+use portcullis_bpf::{cgroup, guard::Guard, pins::Pins};
+use portcullis_policy::{policyset, record::ContainerRecord};
 
 use super::tracker::Tracker;
 use crate::{
@@ -25,23 +25,71 @@ const MAX_CGROUPS: usize = 200_000;
 
 /// Removes guards that guard nothing any more.
 pub struct Sweep {
-    guard: Guard,
-    links: PathBuf,
+    own: Guard,
+    /// Of other versions.
+    others: Vec<Other>,
+    run_dir: PathBuf,
     counters: Arc<Counters>,
     gone_before: HashSet<RecordName>,
     orphans_before: HashSet<u64>,
 }
 
+/// What is there of another version.
+struct Other {
+    guard: Guard,
+    unused_before: bool,
+}
+
 impl Sweep {
-    pub fn new(guard: Guard, links: PathBuf, counters: Arc<Counters>) -> Self {
-        Self { guard, links, counters, gone_before: HashSet::new(), orphans_before: HashSet::new() }
+    pub fn new(own: Guard, others: Vec<Pins>, run_dir: PathBuf, counters: Arc<Counters>) -> Self {
+        let open = |pins: Pins| match Guard::open(pins.clone()) {
+            Ok(guard) => Some(Other { guard, unused_before: false }),
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                tracing::warn!(pins = %pins.directory().display(), error = format!("{error:#}"), "another version's tables can't be read: what is there stays until the node is started anew");
+                None
+            }
+        };
+        let others = others.into_iter().filter_map(open).collect();
+        Self { own, others, run_dir, counters, gone_before: HashSet::new(), orphans_before: HashSet::new() }
     }
 
-    /// One sweep.
-    pub fn run(&mut self, tracker: &mut Tracker, containers: &Containers) {
+    /// One sweep. Other versions that no container needs any more are taken away and returned, if `drained`: their events have
+    /// been read.
+    pub fn run(&mut self, tracker: &mut Tracker, containers: &Containers, drained: bool) -> Vec<Pins> {
         let all = containers.all();
         self.end_gone(&all, tracker);
         self.release_orphans(&all);
+        if drained { self.remove_unused() } else { Vec::new() }
+    }
+
+    fn guards(&self) -> impl Iterator<Item = &Guard> {
+        iter::once(&self.own).chain(self.others.iter().map(|other| &other.guard))
+    }
+
+    /// Takes other versions away: first what shims are told, then the programs.
+    fn remove_unused(&mut self) -> Vec<Pins> {
+        let mut removed = Vec::new();
+        self.others.retain_mut(|other| {
+            let pins = other.guard.pins();
+            let unused = other.guard.containers().is_empty() && link_directories(&pins.links()).is_empty();
+            if !(std::mem::replace(&mut other.unused_before, unused) && unused) {
+                return true;
+            }
+            match remove(&self.run_dir, pins) {
+                Ok(()) => {
+                    tracing::info!(pins = %pins.directory().display(), "no container needs this version's programs any more: removed");
+                    removed.push(pins.clone());
+                    false
+                }
+                Err(error) => {
+                    self.counters.release_errors.increment();
+                    tracing::warn!(pins = %pins.directory().display(), %error, "another version's programs could not be removed");
+                    true
+                }
+            }
+        });
+        removed
     }
 
     /// Containers whose cgroup is gone without their record saying so.
@@ -64,8 +112,8 @@ impl Sweep {
 
     /// Guards without record and without cgroup.
     fn release_orphans(&mut self, all: &BTreeMap<RecordName, Container>) {
-        let mut guarded: HashSet<u64> = self.guard.containers().into_iter().collect();
-        guarded.extend(link_directories(&self.links));
+        let of = |guard: &Guard| guard.containers().into_iter().chain(link_directories(&guard.pins().links()));
+        let mut guarded: HashSet<u64> = self.guards().flat_map(of).collect();
         guarded.retain(|id| !all.contains_key(&RecordName::Cgroup(*id)));
         let suspects: HashSet<u64> = guarded.intersection(&self.orphans_before).copied().collect();
         self.orphans_before = guarded;
@@ -85,12 +133,26 @@ impl Sweep {
     }
 
     fn release(&mut self, cgroup_id: u64) {
-        if let Err(error) = self.guard.release(cgroup_id) {
-            self.counters.release_errors.increment();
-            let error = anyhow::Error::from(error);
-            tracing::warn!(cgroup_id, error = format!("{error:#}"), "a guard could not be removed");
+        // Where it is not, releasing it does nothing; and what cuts it off from the network may be beside another's guard.
+        let others = self.others.iter_mut().map(|other| &mut other.guard);
+        for guard in iter::once(&mut self.own).chain(others) {
+            if let Err(error) = guard.release(cgroup_id) {
+                self.counters.release_errors.increment();
+                let error = anyhow::Error::from(error);
+                tracing::warn!(cgroup_id, error = format!("{error:#}"), "a guard could not be removed");
+            }
         }
     }
+}
+
+fn remove(run_dir: &Path, pins: &Pins) -> io::Result<()> {
+    if let Some(version) = pins.version() {
+        match fs::remove_file(run_dir.join(policyset::file_name(version))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    pins.remove()
 }
 
 /// Whether a record's container can't exist any more.

@@ -12,7 +12,7 @@ use prometheus_client::{
 };
 
 use super::Exporters;
-use crate::{api::Sources, text::enum_name};
+use crate::{api::Sources, containers::LeftBehindCount, text::enum_name};
 
 /// Where the numbers come from.
 pub struct NodeMetrics {
@@ -70,7 +70,9 @@ impl Collector for NodeMetrics {
 
         let (mut guarded, mut unguarded, mut seen) =
             (0_i64, 0_i64, [("matched", 0), ("blocked", 0), ("killed", 0), ("lost", 0)]);
+        let mut left_behind = LeftBehindCount::default();
         for container in containers.all().into_values().filter(|container| container.ended_ns.is_none()) {
+            left_behind.add(container.standing.left_behind);
             match container.record.guard {
                 Guard::Guarded => guarded += 1,
                 Guard::Unguarded { .. } => unguarded += 1,
@@ -85,6 +87,12 @@ impl Collector for NodeMetrics {
         };
         let states = gauges(&[("guarded", guarded), ("unguarded", unguarded)], "state");
         series.family("containers", "Running containers", None, MetricType::Gauge, states)?;
+        let LeftBehindCount { reported, unreported } = left_behind;
+        let states = [("true", reported), ("false", unreported)].map(|(reported, count)| {
+            ([("reported", reported)], ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX)))
+        });
+        let help = "Running containers that another version's programs guard, as before an upgrade";
+        series.family("containers_left_behind", help, None, MetricType::Gauge, states)?;
         // Not a counter: a container that ends takes its own with it.
         let help = "Executions that matched a rule in the containers that run now, as the kernel counts them";
         series.family("container_executions", help, None, MetricType::Gauge, gauges(&seen, "outcome"))?;

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use portcullis_bpf::pins::Pins;
+use portcullis_bpf::{abi::ABI_VERSION, pins::Pins};
 use portcullis_policy::{
     policyset::{self, Backend, PolicySet},
     record::{self, ContainerRecord, Guard},
@@ -27,7 +27,7 @@ const ROOT: &str = "run this as root";
 /// programs, if that could be seen.
 pub fn checks(run_dir: &Path, agent_answers: bool, containerd_path: Option<&[PathBuf]>) -> Vec<Check> {
     let mut checks = Vec::new();
-    match policy_set(&run_dir.join(policyset::FILE_NAME)) {
+    match policy_set(&run_dir.join(policyset::file_name(ABI_VERSION))) {
         Err(check) => checks.push(check),
         Ok(set) => {
             let detail = format!(
@@ -188,7 +188,7 @@ mod tests {
             .chain([&pins.node_link("pc_sched_fork")])
             .for_each(|pin| fs::write(pin, "").unwrap());
             let set = set(backend, pins.directory().to_owned(), "/bin/sh".into());
-            fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
+            fs::write(directory.path().join(policyset::file_name(ABI_VERSION)), set.to_bytes().unwrap()).unwrap();
             let checks = checks(directory.path(), false, None);
             for name in ["policyset", "pins", "inner-shim", "containers"] {
                 assert_eq!(state(&checks, name), State::Ok, "{checks:?}");
@@ -203,11 +203,11 @@ mod tests {
         assert_eq!(state(&missing, "policyset"), State::Failed);
         assert!(missing.iter().all(|check| (check.state == State::Ok) == check.remedy.is_empty()), "{missing:?}");
         let set = set(Backend::Lsm, directory.path().join("v1"), "no-such-shim".into());
-        fs::write(directory.path().join("policyset"), set.to_bytes().unwrap()).unwrap();
+        fs::write(directory.path().join(policyset::file_name(ABI_VERSION)), set.to_bytes().unwrap()).unwrap();
         let broken = checks(directory.path(), true, None);
         assert_eq!(state(&broken, "pins"), State::Failed);
         assert_eq!(state(&broken, "inner-shim"), State::Failed);
-        fs::write(directory.path().join("policyset"), r#"{"format": 99}"#).unwrap();
+        fs::write(directory.path().join(policyset::file_name(ABI_VERSION)), r#"{"format": 99}"#).unwrap();
         assert_eq!(state(&checks(directory.path(), true, None), "policyset"), State::Failed);
     }
 

@@ -4,6 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Failed, Trial};
+use portcullis_bpf::abi::ABI_VERSION;
 use portcullis_integration_tests::{
     agent::refuse,
     command::{Output, run},
@@ -53,7 +54,7 @@ fn the_agent_refuses_to_start(setup: &Setup) -> Result<()> {
     let paths = setup.agent_paths(directory.path(), directory.path());
     paths.prepare()?;
     assert_explained(&refuse(&paths.program, &paths.config())?)?;
-    ensure!(!paths.run_dir.join(policyset::FILE_NAME).exists(), "a policy set was published all the same");
+    ensure!(!paths.run_dir.join(policyset::file_name(ABI_VERSION)).exists(), "a policy set was published all the same");
     Ok(())
 }
 
@@ -78,7 +79,7 @@ fn on_attach_failure_decides(setup: &Setup) -> Result<()> {
     let directory = directory()?;
     let containerd = setup.start_containerd(directory.path(), directory.path())?;
     let publish = |choice| -> Result<()> {
-        Ok(fs::write(directory.path().join(policyset::FILE_NAME), stale_policy_set(choice).to_bytes()?)?)
+        Ok(fs::write(directory.path().join(policyset::file_name(ABI_VERSION)), stale_policy_set(choice).to_bytes()?)?)
     };
     publish(OnAttachFailure::Deny)?;
     assert_explained(&containerd.container().run(&["true"])?)?;

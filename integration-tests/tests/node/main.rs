@@ -16,6 +16,7 @@ mod repeats;
 mod selection;
 mod store;
 mod story;
+mod upgrade;
 mod upstream;
 
 use std::{
@@ -420,6 +421,8 @@ const TESTS: &[Test] = &[
     ("sessions_at_a_steady_pace_are_a_probe", probes::sessions_at_a_steady_pace_are_a_probe),
     ("what_a_workload_did_before_is_not_new", probes::what_a_workload_did_before_is_not_new),
     ("a_killed_agent_keeps_what_it_told", store::a_killed_agent_keeps_what_it_told),
+    ("an_upgrade_to_other_programs_never_lets_go", upgrade::an_upgrade_to_other_programs_never_lets_go),
+    ("a_shim_of_another_version_fails_as_the_policy_says", upgrade::a_shim_of_another_version_fails_as_the_policy_says),
 ];
 
 fn check_finds_the_node_in_order(node: &Node) -> Result<()> {

@@ -106,7 +106,7 @@ impl Warden {
             (Err(error), OnAttachFailure::Allow) => {
                 let reason = format!("{error:#}");
                 log::write(&bundle, Level::Warning, subject.id, &format!("the container runs unguarded: {reason}"));
-                record.backend = None;
+                (record.backend, record.pins) = (None, PathBuf::new());
                 record.guard = record::Guard::Unguarded { reason };
                 if let Some(GuardError::AlreadyGuarded { .. }) = error.downcast_ref() {
                     // Not this container's own cgroup: the record of that name is another's.
@@ -129,8 +129,9 @@ impl Warden {
         record: &mut ContainerRecord,
         terms: &mut Terms,
     ) -> Result<Attached> {
+        published.check()?;
         terms.check()?;
-        record.backend = Some(published.set.backend);
+        (record.backend, record.pins) = (Some(published.set.backend), published.set.pins.clone());
         let scope = subject.shared_scope.unwrap_or_else(|| contents::private_scope(cgroup.id));
         let attached = attach(subject, cgroup, &published.set, placement(record, terms), scope)?;
         // After attaching, so that the agent sees that the scope is in use before it is looked up.
@@ -142,7 +143,7 @@ impl Warden {
             log::write(subject.bundle, Level::Warning, subject.id, &message);
             record.contents_unknown = Some(reason);
         }
-        let settled = self.settle(&attached, published, record, terms).and_then(|()| self.records().write(record));
+        let settled = settle(&attached, published, record, terms).and_then(|()| self.records().write(record));
         match settled {
             Ok(()) => Ok(attached),
             Err(error) => {
@@ -151,30 +152,6 @@ impl Warden {
                 Err(error)
             }
         }
-    }
-
-    /// Chooses again, if the policy set was replaced since it was read. The agent replaces it first, and then moves the
-    /// containers that it finds; this one it finds when its record is written, which must not have been chosen by a set that
-    /// was replaced before the container was in the kernel's table (see the agent's `enforcement`).
-    fn settle(
-        &self,
-        attached: &Attached,
-        published: &mut Published,
-        record: &mut ContainerRecord,
-        terms: &mut Terms,
-    ) -> Result<()> {
-        while published.refresh(&self.run_dir)? {
-            if published.set.pins != attached.pins {
-                // Another version's agent has come. What is attached stays under the one that it is attached for.
-                return Ok(());
-            }
-            *terms = choose(&published.set, record)?;
-            terms.check()?;
-            Guard::open(Pins::at(&attached.pins))?
-                .move_container(attached.cgroup_id, placement(record, terms))
-                .context("putting the container under the policy that is in force by now")?;
-        }
-        Ok(())
     }
 
     fn record(&self, subject: &Subject<'_>, annotations: Annotations) -> ContainerRecord {
@@ -201,6 +178,7 @@ impl Warden {
             mode_reason: String::new(),
             policy_reason: String::new(),
             backend: None,
+            pins: PathBuf::new(),
             guard: record::Guard::Guarded,
             contents_unknown: None,
             annotations,
@@ -222,13 +200,11 @@ impl Warden {
     pub fn release_leftovers(&self, id: &str, bundle: &Path) -> Result<()> {
         let remembered = Attached::load(bundle).unwrap_or_default();
         let mut result = remembered.as_ref().map_or(Ok(()), release);
-        let pins = self.run_dir.policy_set().map(|set| set.pins);
         for record in self.records().find(&self.namespace, id)? {
             if remembered.as_ref().is_none_or(|attached| attached.cgroup_id != record.cgroup_id)
                 && record.guard == record::Guard::Guarded
-                && let Ok(pins) = &pins
             {
-                result = result.and(release(&Attached { cgroup_id: record.cgroup_id, pins: pins.clone() }));
+                result = result.and(release(&Attached { cgroup_id: record.cgroup_id, pins: record.pins.clone() }));
             }
             let name = record::file_name(record.cgroup_id, &self.namespace, id);
             result = result.and(self.records().end(&name, now_ns()));
@@ -263,6 +239,29 @@ fn choose(set: &PolicySet, record: &mut ContainerRecord) -> Result<Terms> {
     (record.policy_id, record.policy, record.policy_reason) = (policy.id, policy.name.clone(), policy_reason);
     (record.mode, record.mode_reason) = (mode, mode_reason);
     Ok(terms)
+}
+
+/// Chooses again, if the policy set was replaced since it was read. The agent replaces it first, and then moves the
+/// containers that it finds; this one it finds when its record is written, which must not have been chosen by a set that
+/// was replaced before the container was in the kernel's table (see the agent's `enforcement`).
+fn settle(
+    attached: &Attached,
+    published: &mut Published,
+    record: &mut ContainerRecord,
+    terms: &mut Terms,
+) -> Result<()> {
+    while published.refresh()? {
+        if published.set.pins != attached.pins {
+            // The agent has been given another bpffs. What is attached stays under the programs there.
+            return Ok(());
+        }
+        *terms = choose(&published.set, record)?;
+        terms.check()?;
+        Guard::open(Pins::at(&attached.pins))?
+            .move_container(attached.cgroup_id, placement(record, terms))
+            .context("putting the container under the policy that is in force by now")?;
+    }
+    Ok(())
 }
 
 fn placement(record: &ContainerRecord, terms: &Terms) -> Placement {

@@ -128,6 +128,7 @@ mod tests {
             mode_reason: "policy".into(),
             policy_reason: String::new(),
             backend: None,
+            pins: PathBuf::new(),
             guard: Guard::Guarded,
             contents_unknown: None,
             annotations: BTreeMap::new(),
