@@ -41,6 +41,8 @@ pub struct Setup {
     pub backend: Option<String>,
     /// `PORTCULLIS_EXPECT_BACKEND`: the backend that the agent must choose.
     pub expected_backend: Option<String>,
+    /// `PORTCULLIS_EXPECT_CONTAINERD`: what containerd's version must begin with.
+    pub expected_containerd: Option<String>,
     /// `PORTCULLIS_GRPC_PYTHON`: a Python that has what `client/requirements.txt` names.
     pub grpc_python: Option<PathBuf>,
     /// `PORTCULLIS_PODS`: whether pods are tested too. Like all of CRI they are meant for a machine of their own.
@@ -64,6 +66,7 @@ impl Setup {
             containerd_root: path("PORTCULLIS_CONTAINERD_ROOT"),
             backend: env::var("PORTCULLIS_BACKEND").ok(),
             expected_backend: env::var("PORTCULLIS_EXPECT_BACKEND").ok(),
+            expected_containerd: env::var("PORTCULLIS_EXPECT_CONTAINERD").ok(),
             grpc_python: path("PORTCULLIS_GRPC_PYTHON"),
             pods: env::var_os("PORTCULLIS_PODS").is_some(),
             emulated: env::var_os("PORTCULLIS_EMULATED").is_some(),
@@ -89,8 +92,8 @@ impl Setup {
         Ok(containerd)
     }
 
-    /// Our shim and the system's programs.
-    fn path(&self) -> Result<OsString> {
+    /// `PATH` with our shim and the system's programs.
+    pub fn path(&self) -> Result<OsString> {
         let inherited = env::var_os("PATH").unwrap_or_default();
         let parts = [self.bin_dir.clone()].into_iter().chain(env::split_paths(&inherited));
         Ok(env::join_paths(parts)?)

@@ -18,6 +18,7 @@ mod store;
 mod story;
 mod upgrade;
 mod upstream;
+mod versions;
 
 use std::{
     fs,
@@ -363,6 +364,7 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
 type Test = (&'static str, fn(&Node) -> Result<()>);
 
 const TESTS: &[Test] = &[
+    ("the_bootstrap_is_the_one_that_containerd_expects", versions::the_bootstrap_is_the_one_that_containerd_expects),
     ("containers_leave_nothing_behind", containers_leave_nothing_behind),
     ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
     ("detect_reports_and_lets_run", detect_reports_and_lets_run),

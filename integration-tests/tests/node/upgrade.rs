@@ -57,7 +57,7 @@ fn tried_again(records: &[ContainerRecord]) -> Result<usize> {
 }
 
 pub fn an_upgrade_to_other_programs_never_lets_go(node: &Node) -> Result<()> {
-    let pause = if node.setup().emulated { "3" } else { "0.2" };
+    let pause = if node.setup().emulated { "5" } else { "0.2" };
     let script = format!(
         "while :; do /usr/bin/nc -h >/dev/null 2>&1; s=$?; \
          case $s in 126|137) echo >>/tmp/stopped;; *) echo $s >>/tmp/ran;; esac; sleep {pause}; done"
