@@ -31,6 +31,8 @@ pub struct Paths {
     pub bpffs_root: PathBuf,
     /// The backend to insist on.
     pub backend: Option<String>,
+    /// What its configuration has besides.
+    pub more: String,
 }
 
 impl Paths {
@@ -62,13 +64,14 @@ impl Paths {
     /// The configuration that the tests use.
     pub fn configuration(&self) -> String {
         format!(
-            "backend = \"{}\"\nrun_dir = \"{}\"\nbpffs_root = \"{}\"\nstate_dir = \"{}\"\npolicy_dir = \"{}\"\ncatalog_dir = \"{}\"\n",
+            "backend = \"{}\"\nrun_dir = \"{}\"\nbpffs_root = \"{}\"\nstate_dir = \"{}\"\npolicy_dir = \"{}\"\ncatalog_dir = \"{}\"\n{}",
             self.backend.as_deref().unwrap_or("auto"),
             self.run_dir.display(),
             self.bpffs_root.display(),
             self.directory.join("state").display(),
             self.policy_dir().display(),
-            self.catalog_dir().display()
+            self.catalog_dir().display(),
+            self.more
         )
     }
 

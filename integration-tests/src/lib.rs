@@ -7,6 +7,7 @@
 //! | [`containerd`] | the private containerd, and containers in it |
 //! | [`cri`] | pods |
 //! | [`cni`] | pods' networks, and what is left of them |
+//! | [`collector`] | an OpenTelemetry collector and a store behind it |
 //! | [`agent`] | portcullisd: start, kill, restart |
 //! | [`node`] | all of it together, and what is left of a container anywhere |
 //! | [`signals`] | what `portcullis signals list -o json` shows |
@@ -18,6 +19,7 @@
 
 pub mod agent;
 pub mod cni;
+pub mod collector;
 pub mod command;
 pub mod containerd;
 pub mod cri;

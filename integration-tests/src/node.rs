@@ -43,8 +43,12 @@ pub struct Setup {
     pub expected_backend: Option<String>,
     /// `PORTCULLIS_EXPECT_CONTAINERD`: what containerd's version must begin with.
     pub expected_containerd: Option<String>,
+    /// `PORTCULLIS_EXPECT_STATIC_SHIM`: whether the shim must be the one that needs no C library.
+    pub expect_static_shim: bool,
     /// `PORTCULLIS_GRPC_PYTHON`: a Python that has what `client/requirements.txt` names.
     pub grpc_python: Option<PathBuf>,
+    /// What the agent is configured with besides its paths.
+    pub configuration: String,
     /// `PORTCULLIS_PODS`: whether pods are tested too. Like all of CRI they are meant for a machine of their own.
     pub pods: bool,
     /// `PORTCULLIS_EMULATED`: whether each instruction takes some fifty times as long as on this machine.
@@ -67,7 +71,9 @@ impl Setup {
             backend: env::var("PORTCULLIS_BACKEND").ok(),
             expected_backend: env::var("PORTCULLIS_EXPECT_BACKEND").ok(),
             expected_containerd: env::var("PORTCULLIS_EXPECT_CONTAINERD").ok(),
+            expect_static_shim: env::var_os("PORTCULLIS_EXPECT_STATIC_SHIM").is_some(),
             grpc_python: path("PORTCULLIS_GRPC_PYTHON"),
+            configuration: String::new(),
             pods: env::var_os("PORTCULLIS_PODS").is_some(),
             emulated: env::var_os("PORTCULLIS_EMULATED").is_some(),
         })
@@ -81,6 +87,7 @@ impl Setup {
             run_dir: directory.join("run"),
             bpffs_root: bpffs.join("portcullis"),
             backend: self.backend.clone(),
+            more: self.configuration.clone(),
         }
     }
 

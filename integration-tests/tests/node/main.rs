@@ -7,6 +7,7 @@ mod contain;
 mod cri;
 mod evasion;
 mod exceptions;
+mod fleet;
 mod independent_client;
 mod learning;
 mod model;
@@ -473,6 +474,7 @@ fn main() -> ExitCode {
         .copied()
         .chain(cri::TESTS.into_iter().filter(|_| setup.pods))
         .chain(independent_client::test(&setup))
+        .chain(fleet::test(&setup))
         .map(|(name, test)| {
             let (node, durations) = (Arc::clone(&node), Arc::clone(&durations));
             let full_name = format!("{}::{name}", node.backend());

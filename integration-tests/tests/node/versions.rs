@@ -37,12 +37,15 @@ pub fn the_bootstrap_is_the_one_that_containerd_expects(node: &Node) -> Result<(
         Some(b'u') => "bare address",
         _ => "protobuf",
     };
+    let shim = node.containerd().own_shims().into_iter().next().context("no shim")?;
+    let is_static = !fs::read_to_string(format!("/proc/{}/maps", shim.as_raw_nonzero()))?.contains("/libc.so");
     let (containerd, runc) = (version(node, "containerd")?, version(node, "runc")?);
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     println!(
-        "node\tkernel {kernel}\t{}\tcontainerd {containerd}\trunc {runc}\t{bootstrap}, task API {}",
+        "node\tkernel {kernel}\t{}\tcontainerd {containerd}\trunc {runc}\t{bootstrap}, task API {}{}",
         node.backend(),
-        shims.task_version
+        shims.task_version,
+        if is_static { ", static shim" } else { "" }
     );
     let expected = if containerd.starts_with("1.") { "bare address" } else { "JSON" };
     ensure!(
@@ -50,6 +53,7 @@ pub fn the_bootstrap_is_the_one_that_containerd_expects(node: &Node) -> Result<(
         "containerd {containerd} was answered with {:?}",
         String::from_utf8_lossy(&shims.answer)
     );
+    ensure!(is_static == node.setup().expect_static_shim, "a static shim: {is_static}");
     if let Some(wanted) = &node.setup().expected_containerd {
         ensure!(containerd.starts_with(wanted), "containerd {wanted} was to be tested, not {containerd}");
     }
