@@ -17,7 +17,8 @@ CASES = {
         "clusterName": "a \"b\": c",
         "runtimeClass": {"name": "guarded", "nodeSelector": {"guard": "true"}},
         "installer": {"restartContainerd": True, "containerdVersion": 2, "systemdCgroup": "always", "prefix": "/opt/portcullis"},
-        "agent": {"backend": "lsm", "log": {"format": "text"}, "extraConfig": "[export.otlp]\nendpoint = \"http://127.0.0.1:4317\"\n"},
+        "agent": {"backend": "lsm", "log": {"format": "text"}, "otlp": {"endpoint": "http://collector.example:4317", "headers": {"x-tenant": "a \"b\""}},
+                  "extraConfig": "[export.jsonl]\npath = \"/var/log/portcullis/signals.jsonl\"\n"},
         "metrics": {"enabled": True, "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
         "policies": {"crd": {"enabled": True}, "inline": {"default.yaml": INLINE, "more.yaml": SECOND}},
         "catalog": {"acme.toml": "[category.acme]\ntitle = 'ACME'\nseverity = 'low'\ntechniques = []\n"},
@@ -106,7 +107,7 @@ def test_kinds():
 
 
 def test_misspelt_values_are_refused():
-    for wrong in [{"agnet": {}}, {"agent": {"backnd": "lsm"}}, {"agent": {"backend": "ebpf"}}, {"policies": {"inline": {"a.txt": ""}}},
+    for wrong in [{"agnet": {}}, {"agent": {"backnd": "lsm"}}, {"agent": {"backend": "ebpf"}}, {"agent": {"otlp": {"endpoint": "collector:4317"}}}, {"policies": {"inline": {"a.txt": ""}}},
                   {"installer": {"containerdVersion": 3}}, {"runtimeClass": {"name": "runc"}}, {"paths": {"run": "relative"}}]:
         with values_file(wrong) as file:
             done = helm("template", "guard", CHART, "-f", file.name)
@@ -227,6 +228,49 @@ def test_rights_are_the_least():
         {"apiGroups": ["portcullis.dev"], "resources": ["portcullispolicies"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": ["portcullis.dev"], "resources": ["portcullispolicies/status"], "verbs": ["patch"]},
     ]
+
+
+def fleet(name):
+    return list(yaml.safe_load_all(open(os.path.join("config/fleet", name))))
+
+
+def test_the_fleets_collector_is_what_agents_send_to():
+    [kustomization] = fleet("kustomization.yaml")
+    objects = {document["kind"]: document for name in kustomization["resources"] for document in fleet(name)}
+    for document in objects.values():
+        for version in VERSIONS:
+            kubernetes_validate.validate(document, version, strict=True)
+    [config_map] = kustomization["configMapGenerator"]
+    spec = objects["Deployment"]["spec"]["template"]["spec"]
+    assert spec["volumes"][0]["configMap"]["name"] == config_map["name"]
+    [one] = spec["containers"]
+    mounted = {"--config=" + os.path.join(one["volumeMounts"][0]["mountPath"], file) for file in config_map["files"]}
+    assert set(one["args"]) <= mounted, one["args"]
+    ports = {port["name"]: port["containerPort"] for port in one["ports"]}
+    [collector] = fleet("collector.yaml")
+    grpc = collector["receivers"]["otlp"]["protocols"]["grpc"]
+    assert grpc["endpoint"].endswith(f":{ports['otlp']}")
+    assert collector["extensions"]["health_check"]["endpoint"].endswith(f":{ports['health']}")
+    [(pipeline, parts)] = collector["service"]["pipelines"].items()
+    # With a batch processor or a queue it would say that it has taken what it may still lose.
+    assert (parts["receivers"], parts["processors"]) == (list(collector["receivers"]), list(collector["processors"]))
+    assert "batch" not in parts["processors"]
+    for [store] in [fleet(file) for file in config_map["files"] if file != "collector.yaml"]:
+        assert store["service"]["pipelines"] == {pipeline: {"exporters": list(store["exporters"])}}
+        assert all(exporter["sending_queue"] == {"enabled": False} for exporter in store["exporters"].values())
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert objects["Service"]["spec"]["selector"] == labels == objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
+    # And the chart's agents send there, and may.
+    [values] = fleet("values.yaml")
+    documents = rendered(values)
+    config = tomllib.loads(data(documents, "-config")["portcullis.toml"])
+    [port] = objects["Service"]["spec"]["ports"]
+    name, namespace = objects["Service"]["metadata"]["name"], kustomization["namespace"]
+    assert config["export"]["otlp"]["endpoint"] == f"http://{name}.{namespace}.svc:{port['port']}"
+    [rule] = objects["NetworkPolicy"]["spec"]["ingress"]
+    allowed = rule["from"][0]["podSelector"]["matchLabels"].items()
+    [daemonset] = of_kind(documents, "DaemonSet")
+    assert allowed <= daemonset["spec"]["template"]["metadata"]["labels"].items()
 
 
 tests = {name: test for name, test in globals().items() if name.startswith("test_")}
