@@ -63,6 +63,7 @@ impl Containerd {
         fs::write(config(directory), text.replace("@DIR@", &directory.display().to_string()))?;
         if pods {
             cni::configure(directory)?;
+            write_options(directory)?;
         }
         let child = Mutex::new(spawn(directory, path, run_dir)?);
         let namespaces: &[_] = if pods { &[NAMESPACE, cri::NAMESPACE] } else { &[NAMESPACE] };
@@ -290,7 +291,27 @@ fn with_cri(version_2: bool) -> String {
     } else {
         (base, include_str!("cri-v2.toml"), include_str!("../../config/containerd/runtime-v2.toml"))
     };
-    [&base, cri, handler].concat()
+    let systemd = if has_systemd() { include_str!("cri-systemd-v2.toml") } else { "" };
+    [&base, cri, handler, systemd].concat()
+}
+
+/// Whether systemd owns the node's cgroups, as `sd_booted(3)` finds it out.
+pub fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// The files that handlers' `ConfigPath` names.
+fn write_options(directory: &Path) -> Result<()> {
+    let root = directory.join("runc-by-path");
+    let cgroups = if has_systemd() { "SystemdCgroup = true\n" } else { "" };
+    for (file, options) in [
+        ("path.toml", format!("Root = \"{}\"\n{cgroups}", root.display())),
+        ("systemd.toml", cgroups.to_owned()),
+        ("crun.toml", format!("BinaryName = \"crun\"\n{cgroups}")),
+    ] {
+        fs::write(directory.join(file), options)?;
+    }
+    Ok(())
 }
 
 /// A container to be started.

@@ -15,7 +15,11 @@ use tonic::{
 };
 
 use self::v1::runtime_service_client::RuntimeServiceClient;
-use crate::{command::Output, containerd::IMAGE, eventually::eventually};
+use crate::{
+    command::Output,
+    containerd::{IMAGE, has_systemd},
+    eventually::eventually,
+};
 
 /// The API.
 pub mod v1 {
@@ -220,12 +224,20 @@ impl<'a> PodBuilder<'a> {
         self
     }
 
+    /// As kubelet names it.
+    fn slice(&self) -> String {
+        let uid = self.config.metadata.as_ref().map_or("", |metadata| &metadata.uid);
+        format!("kubepods-besteffort-pod{}.slice", uid.replace('-', "_"))
+    }
+
     /// Starts it.
     pub fn start(mut self) -> Result<Pod<'a>> {
         let security_context =
             v1::LinuxSandboxSecurityContext { namespace_options: Some(self.options.clone()), ..Default::default() };
-        self.config.linux =
-            Some(v1::LinuxPodSandboxConfig { security_context: Some(security_context), ..Default::default() });
+        let cgroup_parent = if has_systemd() { self.slice() } else { String::new() };
+        let linux =
+            v1::LinuxPodSandboxConfig { security_context: Some(security_context), cgroup_parent, ..Default::default() };
+        self.config.linux = Some(linux);
         let request =
             v1::RunPodSandboxRequest { config: Some(self.config.clone()), runtime_handler: self.handler.to_owned() };
         let id = self
@@ -251,6 +263,19 @@ impl Pod<'_> {
     /// Its id, which is that of the container that holds it together.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Its cgroup, where systemd owns them.
+    pub fn slice(&self) -> &str {
+        self.config.linux.as_ref().map_or("", |linux| &linux.cgroup_parent)
+    }
+
+    /// The pid of the container that holds it together.
+    pub fn pid(&self) -> Result<i32> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: true };
+        let info = self.cri.call(async |mut client| client.pod_sandbox_status(request).await)?.info;
+        let Info { pid } = serde_json::from_str(info.get("info").context("containerd tells no more")?)?;
+        Ok(pid)
     }
 
     /// Its address in the network that CNI made.

@@ -31,6 +31,12 @@ guest_cni_paths() {
     printf '%s\n' "${GUEST_CNI[@]/#/$directory/}"
 }
 
+guest_cni() { # ROOT
+    local cni
+    mapfile -t cni < <(guest_cni_paths)
+    cp --preserve=mode,timestamps "${cni[@]}" "$1/opt/cni/bin/"
+}
+
 guest_skeleton() { # ROOT
     local dir
     mkdir -p "$1"/usr/{bin,sbin,lib,lib64,local/bin,local/sbin} "$1"/{dev,etc,opt,proc,root,run,sys,tmp,var/lib,var/log,vm}
@@ -92,8 +98,6 @@ guest_busybox_root() { # ROOT
     mapfile -t cni < <(guest_cni_paths)
     mapfile -t libraries < <(elf_libraries "${paths[@]}" "${cni[@]}")
     guest_skeleton "$1"
-    mkdir -p "$1/opt/cni/bin"
-    cp --preserve=mode,timestamps "${cni[@]}" "$1/opt/cni/bin/"
     cp -L --preserve=mode,timestamps "${paths[@]}" "$1/usr/bin/"
     copy_into "$1" "${libraries[@]}"
     ln -s nc.openbsd "$1/usr/bin/nc"
@@ -104,7 +108,8 @@ guest_busybox_root() { # ROOT
 
 guest_root() { # ROOT KERNEL_DIR SYSTEM
     "guest_$3_root" "$1"
-    mkdir -p "$1/vm"
+    mkdir -p "$1/vm" "$1/opt/cni/bin"
+    guest_cni "$1"
     guest_modules "$1" "$2"
     guest_container_image "$1"
     cp "$REPO/integration-tests/vm/init" "$1/init"

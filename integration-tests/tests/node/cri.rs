@@ -2,6 +2,7 @@
 
 mod faults;
 mod lives;
+mod options;
 mod selection;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
@@ -9,6 +10,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use anyhow::{Context, Result, ensure};
 use portcullis_integration_tests::{
     cni::Networks,
+    containerd::has_systemd,
     cri::{self, Cri, POD_NAMESPACE},
     eventually::{eventually, within},
     node::{Node, Traces},
@@ -19,7 +21,7 @@ use portcullis_policy::policyset::Backend;
 use crate::{Test, stopped};
 
 /// All of them.
-pub const TESTS: [Test; 10] = [
+pub const TESTS: [Test; 11] = [
     ("a_pod_has_one_shim_and_leaves_nothing", a_pod_has_one_shim_and_leaves_nothing),
     ("each_container_of_a_pod_has_its_own_mode", each_container_of_a_pod_has_its_own_mode),
     ("a_pod_s_annotation_holds_for_all_its_containers", a_pod_s_annotation_holds_for_all_its_containers),
@@ -28,9 +30,15 @@ pub const TESTS: [Test; 10] = [
     ("a_pod_s_restarted_container_is_guarded_anew", lives::a_restarted_container_is_guarded_anew),
     ("a_pod_s_containers_are_contained_alone", lives::containers_are_contained_alone),
     ("a_pod_is_under_the_policy_that_selects_it", selection::a_pod_is_under_the_policy_that_selects_it),
+    ("a_pod_s_options_reach_the_runtime", options::options_reach_the_runtime),
     ("a_pod_survives_containerd_and_agent", faults::a_pod_survives_containerd_and_agent),
     ("a_pod_whose_shim_dies_takes_nothing_along", faults::a_pod_whose_shim_dies_takes_nothing_along),
 ];
+
+/// Where systemd runs.
+pub fn systemd() -> Option<Test> {
+    has_systemd().then_some(("a_pod_s_cgroups_may_be_systemd_s", options::systemd_may_own_the_cgroups))
+}
 
 /// The agent looks every half minute for what nobody cleaned up, and believes what it has seen twice.
 const SWEPT: Duration = Duration::from_secs(120);
@@ -87,12 +95,12 @@ fn assert_nc_is_stopped(node: &Node, cri: &Cri, container: &str) -> Result<()> {
     match node.backend() {
         Backend::Lsm => {
             ensure!(by_shell.status == 126 && by_shell.stderr.contains("Operation not permitted"), "{by_shell}");
-            // Some versions of runc fail to start it, others start and lose it.
+            // Some versions of runc fail to start it, others start and lose it; crun says it with a capital.
             let told = match direct {
                 Err(error) => format!("{error:#}"),
                 Ok(output) => output.stderr,
             };
-            ensure!(told.contains("operation not permitted"), "{told}");
+            ensure!(told.to_lowercase().contains("operation not permitted"), "{told}");
         }
         Backend::Tracepoint => {
             ensure!(by_shell.status == 137, "{by_shell}");

@@ -472,7 +472,7 @@ fn main() -> ExitCode {
     let trials = TESTS
         .iter()
         .copied()
-        .chain(cri::TESTS.into_iter().filter(|_| setup.pods))
+        .chain(cri::TESTS.into_iter().chain(cri::systemd()).filter(|_| setup.pods))
         .chain(independent_client::test(&setup))
         .chain(fleet::test(&setup))
         .map(|(name, test)| {

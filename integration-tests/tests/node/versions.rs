@@ -17,7 +17,7 @@ struct Shims {
 }
 
 /// The word of a program's `--version` that begins with a digit.
-fn version(node: &Node, program: &str) -> Result<String> {
+pub fn version(node: &Node, program: &str) -> Result<String> {
     let mut command = Command::new(program);
     let text = run(command.arg("--version").env("PATH", node.setup().path()?))?.success()?.stdout;
     let found = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
