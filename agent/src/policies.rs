@@ -268,6 +268,8 @@ mod tests {
             ("interpreter_socket", abi::Behaviour::InterpreterSocket),
             ("raw_socket", abi::Behaviour::RawSocket),
             ("locked", abi::Behaviour::Locked),
+            ("guard_tampering", abi::Behaviour::GuardTampering),
+            ("cgroup_escape", abi::Behaviour::CgroupEscape),
         ] {
             assert_eq!(catalog.tool(behaviour as u32).unwrap().id, id);
         }

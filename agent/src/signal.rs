@@ -49,11 +49,12 @@ pub fn from_event(
     let argv_truncated = event.flags & (flags::ARGV_TRUNCATED | flags::EVENT_REDUCED) != 0;
     let at = |boot_ns| Some(timestamp(offset.wall_ns(boot_ns)));
     let socket = matches!(event.hook, Hook::SocketCreate | Hook::SocketConnect | Hook::TcpConnect);
-    let done = match (event.verdict, socket) {
-        (Verdict::Detected, false) => "executed",
-        (Verdict::Detected, true) => "seen",
-        (Verdict::WouldBlock, false) => "executed (enforce mode would block it)",
-        (Verdict::WouldBlock, true) => "seen (enforce mode would block it)",
+    let executed = !socket && !matches!(event.hook, Hook::Bpf | Hook::Pin | Hook::Cgroup);
+    let done = match (event.verdict, executed) {
+        (Verdict::Detected, true) => "executed",
+        (Verdict::Detected, false) => "seen",
+        (Verdict::WouldBlock, true) => "executed (enforce mode would block it)",
+        (Verdict::WouldBlock, false) => "seen (enforce mode would block it)",
         (Verdict::Blocked, _) => "blocked",
         (Verdict::Killed, _) => "killed",
     };
@@ -66,6 +67,12 @@ pub fn from_event(
     let remote = event.remote.map(|remote| format!(", {connected} to {remote}")).unwrap_or_default();
     let message = if event.tool == Behaviour::Locked as u32 {
         format!("exec {done} because an operator has locked the container {place}: {command}")
+    } else if event.hook == Hook::Bpf {
+        format!("access to the guard's BPF objects {done} in container {place}: {command}")
+    } else if event.hook == Hook::Pin {
+        format!("removal of the guard's pins {done} in container {place}: {command}")
+    } else if event.hook == Hook::Cgroup {
+        format!("moving a process out of its cgroup {done} in container {place}: {command}")
     } else {
         format!("{} ({}) {done} in container {place}{remote}: {command}", tool.id, tool.category)
     };
@@ -107,10 +114,16 @@ pub fn from_event(
             .or_else(|| container.map(|container| container.standing.policy.clone()))
             .unwrap_or_default(),
         backend: match event.hook {
-            Hook::BprmCheck | Hook::BprmCommitted | Hook::Mmap | Hook::SocketCreate | Hook::SocketConnect => {
-                v1::Backend::Lsm.into()
-            }
+            Hook::BprmCheck
+            | Hook::BprmCommitted
+            | Hook::Mmap
+            | Hook::SocketCreate
+            | Hook::SocketConnect
+            | Hook::Bpf
+            | Hook::Pin => v1::Backend::Lsm.into(),
             Hook::Tracepoint | Hook::TcpConnect => v1::Backend::Tracepoint.into(),
+            // With either.
+            Hook::Cgroup => container.map_or(v1::Backend::Unspecified, |known| backend(known.record.backend)).into(),
         },
         remote: event
             .remote

@@ -7,7 +7,7 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// `PORTCULLIS_ABI_VERSION`.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 7 } else { 6 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 8 } else { 7 };
 /// From this version on, records of the ring buffers have the layout and the meaning of this one's: containers that a former
 /// version's programs guard are reported on all the same. A change of them raises it to [`ABI_VERSION`].
 pub const RECORDS_SINCE: u32 = 6;
@@ -355,6 +355,8 @@ unsafe impl aya::Pod for Pattern {}
 unsafe impl aya::Pod for Container {}
 // SAFETY: as above.
 unsafe impl aya::Pod for ContainerStats {}
+// SAFETY: as above.
+unsafe impl aya::Pod for PinPlace {}
 
 /// An integer from the kernel side that is none of the enum's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -383,6 +385,16 @@ macro_rules! abi_enum {
             }
         }
     };
+}
+
+/// Value of `pin_place`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PinPlace {
+    /// The bpffs's device as the kernel has it: major << 20 | minor.
+    pub device: u64,
+    /// Inode number of the directory of all versions' pins.
+    pub directory: u64,
 }
 
 abi_enum! {
@@ -435,6 +447,12 @@ abi_enum! {
         SocketConnect = 6,
         /// `tp_btf/inet_sock_set_state`.
         TcpConnect = 7,
+        /// `lsm/bpf` and `lsm/bpf_map`.
+        Bpf = 8,
+        /// `lsm/inode_unlink`, `lsm/inode_rmdir`, `lsm/inode_rename`.
+        Pin = 9,
+        /// `fentry/cgroup_attach_task`.
+        Cgroup = 10,
     }
 }
 abi_enum! {
@@ -487,6 +505,10 @@ abi_enum! {
         RawSocket = 0x60c3_cc13,
         /// An exec in a locked container.
         Locked = 0xce16_4093,
+        /// A guarded container attacks its guard.
+        GuardTampering = 0xc750_b39e,
+        /// A guarded container moves a process out of its cgroup.
+        CgroupEscape = 0x4b48_d461,
     }
 }
 

@@ -14,15 +14,16 @@ use std::{
 
 use aya::{
     Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
-    maps::{Array, Map, MapData, MapError},
+    maps::{Array, HashMap, Map, MapData, MapError},
     pin::PinError,
-    programs::{BtfTracePoint, LsmCgroup, ProgramError, links::FdLink},
+    programs::{BtfTracePoint, FEntry, Lsm, LsmCgroup, ProgramError, links::FdLink},
 };
 
 use crate::{
     Backend,
+    abi::PinPlace,
     guard::GuardError,
-    pins::{LSM_PROGRAMS, Pins, node_programs},
+    pins::{Attach, CGROUP_ATTACH, LSM_PROGRAMS, Pins, node_programs},
     tables::Tables,
 };
 
@@ -37,7 +38,7 @@ pub fn object() -> &'static [u8] {
 const SLOTS_PER_CPU: u32 = 4;
 
 /// The maps that outlive the agent.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 21] = [
     "activities",
     "build_id",
     "comm_patterns",
@@ -51,7 +52,9 @@ const MAPS: [&str; 19] = [
     "marks",
     "multicall_prefixes",
     "names",
+    "own_maps",
     "patterns",
+    "pin_place",
     "processes",
     "rules",
     "scratches",
@@ -174,17 +177,36 @@ fn load_lsm<'a>(
     Ok(program)
 }
 
-fn load_tracepoint<'a>(
-    object: &'a mut Ebpf,
-    btf: &Btf,
-    name: &'static str,
-    tracepoint: &str,
-) -> Result<&'a mut BtfTracePoint, LoadError> {
+/// Loads a program that is attached once for the whole node.
+fn load_for_node(object: &mut Ebpf, btf: &Btf, name: &'static str, attach: Attach) -> Result<(), LoadError> {
     let refused = |source| LoadError::Program { name, source };
     let program = object.program_mut(name).ok_or(LoadError::Missing { name })?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
-    program.load(tracepoint, btf).map_err(refused)?;
-    Ok(program)
+    match attach {
+        Attach::Tracepoint(tracepoint) => {
+            <&mut BtfTracePoint>::try_from(program).and_then(|program| program.load(tracepoint, btf))
+        }
+        Attach::Lsm(hook) => <&mut Lsm>::try_from(program).and_then(|program| program.load(hook, btf)),
+        Attach::Entry(function) => <&mut FEntry>::try_from(program).and_then(|program| program.load(function, btf)),
+    }
+    .map_err(refused)
+}
+
+/// Attaches it, once loaded.
+fn attach_for_node(object: &mut Ebpf, name: &'static str, attach: Attach) -> Result<FdLink, LoadError> {
+    let refused = |source| LoadError::Program { name, source };
+    let program = object.program_mut(name).ok_or(LoadError::Missing { name })?;
+    match attach {
+        Attach::Tracepoint(_) => <&mut BtfTracePoint>::try_from(program)
+            .and_then(|program| program.attach().and_then(|id| program.take_link(id)))
+            .map(FdLink::from),
+        Attach::Lsm(_) => <&mut Lsm>::try_from(program)
+            .and_then(|program| program.attach().and_then(|id| program.take_link(id)))
+            .map(FdLink::from),
+        Attach::Entry(_) => <&mut FEntry>::try_from(program)
+            .and_then(|program| program.attach().and_then(|id| program.take_link(id)))
+            .map(FdLink::from),
+    }
+    .map_err(refused)
 }
 
 /// Asks the kernel whether it takes the programs of a backend; nothing is pinned or attached.
@@ -195,10 +217,18 @@ pub(crate) fn try_load(btf: &Btf, backend: Backend) -> Result<(), LoadError> {
             load_lsm(&mut object, btf, name, hook)?;
         }
     }
-    for (name, tracepoint) in node_programs(backend) {
-        load_tracepoint(&mut object, btf, name, tracepoint)?;
+    for (name, attach) in node_programs(backend) {
+        if !matches!(attach, Attach::Entry(_)) {
+            load_for_node(&mut object, btf, name, *attach)?;
+        }
     }
     Ok(())
+}
+
+/// Asks the kernel whether it tells of processes that leave their cgroup.
+pub(crate) fn try_cgroup_attach(btf: &Btf) -> Result<(), LoadError> {
+    let (name, attach) = CGROUP_ATTACH;
+    load_for_node(&mut open_object(None, btf)?, btf, name, attach)
 }
 
 /// Puts a new pin in an old one's place in one step, so that a shim always finds one or the other.
@@ -216,6 +246,28 @@ fn replace_pin(path: &Path, pin: impl FnOnce(&Path) -> Result<(), LoadError>) ->
     fs::rename(&fresh, path).map_err(|source| LoadError::Bpffs { path: path.to_owned(), source })
 }
 
+/// Tells the programs what is to be protected: their maps, and where the pins are.
+fn protect(object: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
+    let refused = |name| move |source| LoadError::Pinned(GuardError::Map { name, source });
+    let name = "pin_place";
+    // Not taken: the programs will need them.
+    let map = object.map_mut(name).ok_or(LoadError::Missing { name })?;
+    let mut place: Array<&mut MapData, PinPlace> = map.try_into().map_err(refused(name))?;
+    let root = pins.directory().parent().unwrap_or(pins.directory());
+    let stat =
+        rustix::fs::stat(root).map_err(|source| LoadError::Bpffs { path: root.to_owned(), source: source.into() })?;
+    let device = u64::from(rustix::fs::major(stat.st_dev)) << 20 | u64::from(rustix::fs::minor(stat.st_dev));
+    place.set(0, PinPlace { device, directory: stat.st_ino }, 0).map_err(refused(name))?;
+    let name = "own_maps";
+    let map = object.map_mut(name).ok_or(LoadError::Missing { name })?;
+    let mut own: HashMap<&mut MapData, u32, u32> = map.try_into().map_err(refused(name))?;
+    for name in MAPS {
+        let id = MapData::from_pin(pins.map(name)).and_then(|map| map.info()).map(|info| info.id());
+        own.insert(id.map_err(refused(name))?, 1, 0).map_err(refused(name))?;
+    }
+    Ok(())
+}
+
 /// Loads the programs of this ABI version for a backend and pins them and their maps, unless the same programs are
 /// pinned already: then running containers and the ring buffer stay as they are. Returns the tables to fill.
 pub fn load(pins: &Pins, backend: Backend) -> Result<Tables, LoadError> {
@@ -231,6 +283,7 @@ pub fn load(pins: &Pins, backend: Backend) -> Result<Tables, LoadError> {
         let map = object.take_map("build_id").ok_or(LoadError::Missing { name: "build_id" })?;
         Map::try_into(map).map_err(LoadError::BuildId)?
     };
+    protect(&mut object, pins)?;
     let index = backend as u32;
     if pins.needed(backend).iter().all(|pin| pin.exists())
         && loaded.get(&index, 0).map_err(LoadError::BuildId)? == build_id()
@@ -245,11 +298,13 @@ pub fn load(pins: &Pins, backend: Backend) -> Result<Tables, LoadError> {
             })?;
         }
     }
-    for (name, tracepoint) in node_programs(backend) {
-        let program = load_tracepoint(&mut object, &btf, name, tracepoint)?;
-        let attached = |source| LoadError::Program { name, source };
-        let id = program.attach().map_err(attached)?;
-        let link: FdLink = program.take_link(id).map_err(attached)?.into();
+    for &(name, attach) in node_programs(backend) {
+        match load_for_node(&mut object, &btf, name, attach) {
+            // The probe tells of it.
+            Err(LoadError::Program { .. }) if matches!(attach, Attach::Entry(_)) => continue,
+            loaded => loaded?,
+        }
+        let link = attach_for_node(&mut object, name, attach)?;
         // The old link goes when the new one takes its pin: for a moment both are attached, never none.
         replace_pin(&pins.node_link(name), |path| {
             link.pin(path).map(drop).map_err(|source| LoadError::Pin { name, source })

@@ -26,15 +26,41 @@ pub const LSM_PROGRAMS: [(&str, &str); 8] = [
     ("pc_socket_sendmsg", "socket_sendmsg"),
 ];
 
-const FORK: (&str, &str) = ("pc_sched_fork", "sched_process_fork");
+/// How a program is attached for the whole node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// To this tracepoint.
+    Tracepoint(&'static str),
+    /// To this LSM hook.
+    Lsm(&'static str),
+    /// To the entry of this function of the kernel. There are kernels where that can't be done (arm64 before 6.4): what such
+    /// a program tells is missing there, and all else works.
+    Entry(&'static str),
+}
 
-/// The programs that are attached once for the whole node, and the tracepoint of each.
-pub fn node_programs(backend: Backend) -> &'static [(&'static str, &'static str)] {
+const FORK: (&str, Attach) = ("pc_sched_fork", Attach::Tracepoint("sched_process_fork"));
+
+/// The program that tells of processes which leave their container's cgroup, and where it is attached.
+pub const CGROUP_ATTACH: (&str, Attach) = ("pc_cgroup_attach", Attach::Entry("cgroup_attach_task"));
+
+/// The programs that are attached once for the whole node.
+pub fn node_programs(backend: Backend) -> &'static [(&'static str, Attach)] {
     match backend {
-        Backend::Lsm => &[FORK],
-        Backend::Tracepoint => {
-            &[FORK, ("pc_sched_exec", "sched_process_exec"), ("pc_tcp_connect", "inet_sock_set_state")]
-        }
+        Backend::Lsm => &[
+            FORK,
+            CGROUP_ATTACH,
+            ("pc_bpf", Attach::Lsm("bpf")),
+            ("pc_bpf_map", Attach::Lsm("bpf_map")),
+            ("pc_unlink", Attach::Lsm("inode_unlink")),
+            ("pc_rmdir", Attach::Lsm("inode_rmdir")),
+            ("pc_rename", Attach::Lsm("inode_rename")),
+        ],
+        Backend::Tracepoint => &[
+            FORK,
+            CGROUP_ATTACH,
+            ("pc_sched_exec", Attach::Tracepoint("sched_process_exec")),
+            ("pc_tcp_connect", Attach::Tracepoint("inet_sock_set_state")),
+        ],
     }
 }
 
@@ -122,7 +148,8 @@ impl Pins {
     /// What must be pinned for a backend to guard containers, besides the maps. Of a program that is attached for the
     /// whole node the link is enough: no shim opens it.
     pub fn needed(&self, backend: Backend) -> Vec<PathBuf> {
-        let mut pins: Vec<PathBuf> = node_programs(backend).iter().map(|(name, _)| self.node_link(name)).collect();
+        let required = node_programs(backend).iter().filter(|(_, attach)| !matches!(attach, Attach::Entry(_)));
+        let mut pins: Vec<PathBuf> = required.map(|(name, _)| self.node_link(name)).collect();
         if backend == Backend::Lsm {
             pins.extend(LSM_PROGRAMS.iter().map(|(name, _)| self.program(name)));
         }

@@ -134,6 +134,23 @@ fn loads(name: &'static str, btf: &Result<Btf, LoadError>, backend: Backend) -> 
     Check::failed(name, refused, remedy)
 }
 
+/// Not what guards, but what tells that somebody gets away from it.
+fn cgroup_attach(btf: &Result<Btf, LoadError>) -> Check {
+    const NAME: &str = "cgroup-moves";
+    let refused = match btf.as_ref().map(loader::try_cgroup_attach) {
+        Ok(Ok(())) => return Check::ok(NAME, "processes that leave their container's cgroup are told"),
+        Ok(Err(error)) => explain(&error),
+        Err(error) => explain(error),
+    };
+    Check {
+        name: NAME,
+        state: State::Warning,
+        detail: format!("processes that leave their container's cgroup are not told: {refused}"),
+        remedy: "a kernel with CONFIG_FUNCTION_TRACER (arm64: 6.4 or newer); until then let no container write to the node's cgroups"
+            .to_owned(),
+    }
+}
+
 /// Looks at the node. Loads the programs to see whether the kernel takes them; pins and attaches nothing.
 pub fn node() -> Report {
     let kernel = kernel_release();
@@ -153,7 +170,8 @@ pub fn node() -> Report {
         let why = [&btf, &cgroup, &tracepoint].into_iter().find(|check| !check.is_ok());
         (None, why.map_or_else(String::new, |check| check.detail.clone()))
     };
-    let mut checks = vec![Check::ok("kernel", kernel.clone()), btf, cgroup, lsms, lsm, tracepoint];
+    let mut checks =
+        vec![Check::ok("kernel", kernel.clone()), btf, cgroup, lsms, lsm, tracepoint, cgroup_attach(&types)];
     if backend == Some(Backend::Tracepoint) {
         // The node does its work all the same: what only the better backend needs is no failure.
         for check in checks.iter_mut().filter(|check| !check.is_ok()) {

@@ -201,6 +201,9 @@ fn enums() {
             ("HOOK_SOCKET_CREATE", Hook::SocketCreate as u32),
             ("HOOK_SOCKET_CONNECT", Hook::SocketConnect as u32),
             ("HOOK_TCP_CONNECT", Hook::TcpConnect as u32),
+            ("HOOK_BPF", Hook::Bpf as u32),
+            ("HOOK_PIN", Hook::Pin as u32),
+            ("HOOK_CGROUP", Hook::Cgroup as u32),
         ],
     );
     assert_enum(
@@ -250,6 +253,8 @@ fn enums() {
             ("INTERPRETER_SOCKET", Behaviour::InterpreterSocket as u32),
             ("RAW_SOCKET", Behaviour::RawSocket as u32),
             ("LOCKED", Behaviour::Locked as u32),
+            ("GUARD_TAMPERING", Behaviour::GuardTampering as u32),
+            ("CGROUP_ESCAPE", Behaviour::CgroupEscape as u32),
         ],
     );
 }
@@ -308,6 +313,7 @@ fn activities() {
             ("TRANSPORT_OTHER", Transport::Other as u32),
         ],
     );
+    assert_layout("pin_place", size_of::<abi::PinPlace>(), &[("device", 0), ("directory", 8)]);
     let flagged = [("cgroup_id", 0), ("start_time_ns", 8), ("time_ns", 16), ("pid", 24), ("unused", 28)];
     assert_layout("flagged", 32, &flagged);
     // The order in which the decoder reads.

@@ -321,7 +321,7 @@ pub struct Builder<'a> {
     id: String,
     runtime: &'a str,
     annotations: Vec<String>,
-    options: Vec<&'a str>,
+    options: Vec<String>,
     rootfs: Option<PathBuf>,
 }
 
@@ -360,8 +360,8 @@ impl<'a> Builder<'a> {
 
     /// Another option of `ctr run`.
     #[must_use]
-    pub fn option(mut self, option: &'a str) -> Self {
-        self.options.push(option);
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.to_owned());
         self
     }
 

@@ -59,7 +59,10 @@ fn enforce_offensive_blocks_what_attacks_and_reports_the_rest() {
         of(&actions, Action::Block),
         ["netcat", "reverse_shell", "scanner", "shell_socket", "sniffer", "tunnel"]
     );
-    assert_eq!(of(&actions, Action::Ignore), ["dropped_executable", "interpreter_socket", "locked"]);
+    assert_eq!(
+        of(&actions, Action::Ignore),
+        ["cgroup_escape", "dropped_executable", "guard_tampering", "interpreter_socket", "locked"]
+    );
 }
 
 #[test]

@@ -146,7 +146,7 @@ guest_key() { # KERNEL_DIR SYSTEM
         stat -L -c '%n %s %Y' "${paths[@]}" "${cni[@]}" "$(command -v busybox)"
         # Libraries are replaced by upgrades of the whole system, of which libc is the sign.
         ldd --version
-        cat "$REPO"/integration-tests/vm/{init,run.c} "$REPO"/integration-tests/container/evade.c "$REPO"/scripts/lib/{guest,guest-debian,oci-image}.sh
+        cat "$REPO"/integration-tests/vm/{init,run.c} "$REPO"/integration-tests/container/{evade,tamper}.c "$REPO"/scripts/lib/{guest,guest-debian,oci-image}.sh
     } | sha256sum | cut -c1-16
 }
 

@@ -5,7 +5,8 @@
 #
 # In it: busybox and its applets; bash, and perl without its library; the real nc, nslookup, dig, host and curl of Debian with their libraries; links to them
 # under other names in /opt/links; ncdu, a harmless program whose name only begins like a network utility's; and
-# /opt/evade, which executes programs in ways that hide what they are (integration-tests/container/evade.c).
+# /opt/evade, which executes programs in ways that hide what they are (integration-tests/container/evade.c), and /opt/tamper, which
+# attacks the guard itself (tamper.c).
 set -euo pipefail
 # shellcheck source=scripts/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,6 +15,7 @@ IMAGE_NAME=docker.io/library/portcullis-demo:latest
 PAUSE_NAME=docker.io/library/portcullis-pause:latest
 # dash because busybox's shell runs applets of its own for nc and nslookup, whatever PATH says.
 EVADE=$REPO/integration-tests/container/evade.c
+TAMPER=$REPO/integration-tests/container/tamper.c
 IMAGE_PROGRAMS=(dash bash perl nc.openbsd nslookup dig host curl)
 
 image_programs() {
@@ -51,6 +53,7 @@ image_root() { # ROOT
     printf '#!/bin/sh\necho "ncdu: nothing to see here"\n' >"$1/usr/bin/ncdu"
     chmod 755 "$1/usr/bin/ncdu"
     gcc -static -O2 -Wall -Wextra -o "$1/opt/evade" "$EVADE"
+    gcc -static -O2 -Wall -Wextra -o "$1/opt/tamper" "$TAMPER"
     cp "$busybox" "$1/usr/bin/busybox"
     while read -r applet; do
         [[ -e $1/usr/bin/$applet || -L $1/usr/bin/$applet ]] || ln -s busybox "$1/usr/bin/$applet"
@@ -98,7 +101,7 @@ image_layout() { # LAYOUT ROOT
 image_key() {
     local programs
     mapfile -t programs < <(image_programs)
-    { cat "${programs[@]}" "$EVADE" "$(static_busybox)" "${BASH_SOURCE[0]}" && ldd --version; } | sha256sum | cut -c1-16
+    { cat "${programs[@]}" "$EVADE" "$TAMPER" "$(static_busybox)" "${BASH_SOURCE[0]}" && ldd --version; } | sha256sum | cut -c1-16
 }
 
 image_build() { # TAR

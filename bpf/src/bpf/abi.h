@@ -10,9 +10,9 @@
 
 /* The feature next-abi: the same under the next number, for tests of upgrades. */
 #ifdef PORTCULLIS_NEXT_ABI
-#define PORTCULLIS_ABI_VERSION 7
+#define PORTCULLIS_ABI_VERSION 8
 #else
-#define PORTCULLIS_ABI_VERSION 6
+#define PORTCULLIS_ABI_VERSION 7
 #endif
 
 /* Enums are members and values here: 32 bits each, on both sides. */
@@ -152,6 +152,11 @@ enum hook {
 	HOOK_SOCKET_CREATE = 5,
 	HOOK_SOCKET_CONNECT = 6,
 	HOOK_TCP_CONNECT = 7,
+	/* bpf(2). */
+	HOOK_BPF = 8,
+	/* A name on our bpffs goes, or becomes another. */
+	HOOK_PIN = 9,
+	HOOK_CGROUP = 10,
 };
 
 /* Bits of event.flags and, where they fit, ancestor.flags and process.flags. */
@@ -196,6 +201,9 @@ enum behaviour {
 	RAW_SOCKET = 0x60c3cc13,
 	/* An exec in a locked container. No rule knows it: an operator has decided. */
 	LOCKED = 0xce164093,
+	/* A guarded container attacks its guard, or moves a process out of its reach. No rule knows these either. */
+	GUARD_TAMPERING = 0xc750b39e,
+	CGROUP_ESCAPE = 0x4b48d461,
 };
 
 /* Key of `rules`. */
@@ -315,6 +323,14 @@ struct container_stats {
 	__u64 lost;
 	/* Executions that an exception let pass without an event. */
 	__u64 excepted;
+};
+
+/* The only value of `pin_place`: the directory of all versions' pins. */
+struct pin_place {
+	/* The bpffs's device, as the kernel has it: major << 20 | minor. */
+	__u64 device;
+	/* Its inode number. */
+	__u64 directory;
 };
 
 /* The only value of `counters`: what went wrong inside the programs, node-wide. */

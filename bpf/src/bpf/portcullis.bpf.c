@@ -21,11 +21,14 @@
  *                      SIGKILL comes before it can send anything. What a reported process connects, or listens on, is told.
  * Both:
  *   pc_sched_fork      a shell's child is a shell, and a reported process's child is that process's doing.
+ *   pc_cgroup_attach   something in a guarded container moves a process of it out of its cgroup.
+ * For the whole node with the backend lsm: what a guarded container does to its guard ends in EPERM.
+ *   pc_bpf, pc_bpf_map, pc_unlink, pc_rmdir, pc_rename
  *
  * Parts: maps.bpf.h, task.bpf.h (whose is it), identify.bpf.h (what is it) with fingerprint.bpf.h (by its content),
  * command.bpf.h (by what it was told to run), comm.bpf.h (by a pattern of its comm) and place.bpf.h (where it is),
- * except.bpf.h (may it all the same), socket.bpf.h (what does it do) and activity.bpf.h (after it was reported), path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling). Each helper's
- * failure is counted.
+ * except.bpf.h (may it all the same), socket.bpf.h (what does it do) and activity.bpf.h (after it was reported), path/argv/process.bpf.h (what is to tell about it), event.bpf.h (telling), protect.bpf.h (what is done to the
+ * guard itself). Each helper's failure is counted.
  */
 #include "vmlinux_min.h"
 
@@ -49,6 +52,7 @@
 #include "except.bpf.h"
 #include "activity.bpf.h"
 #include "event.bpf.h"
+#include "protect.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -392,5 +396,65 @@ int BPF_PROG(pc_sched_fork, struct task_struct *parent, struct task_struct *chil
 {
 	hand_on_talker(parent, child);
 	hand_on_mark(parent, child);
+	return 0;
+}
+
+/* Links of others are reached by ids; detaching one, or giving it another program, takes a descriptor that came from there. */
+SEC("lsm/bpf")
+int BPF_PROG(pc_bpf, int cmd, union bpf_attr *attr, unsigned int size)
+{
+	if (cmd != BPF_LINK_GET_FD_BY_ID && cmd != BPF_LINK_DETACH && cmd != BPF_LINK_UPDATE)
+		return 0;
+	return refuse_tampering(HOOK_BPF);
+}
+
+/* Whichever way a process gets a descriptor of a map: by its id or its pin. */
+SEC("lsm/bpf_map")
+int BPF_PROG(pc_bpf_map, struct bpf_map *map, fmode_t mode)
+{
+	u32 id = map->id;
+
+	if (!bpf_map_lookup_elem(&own_maps, &id))
+		return 0;
+	return refuse_tampering(HOOK_BPF);
+}
+
+SEC("lsm/inode_unlink")
+int BPF_PROG(pc_unlink, struct inode *directory, struct dentry *dentry)
+{
+	return is_own_pin(directory, dentry) ? refuse_tampering(HOOK_PIN) : 0;
+}
+
+SEC("lsm/inode_rmdir")
+int BPF_PROG(pc_rmdir, struct inode *directory, struct dentry *dentry)
+{
+	return is_own_pin(directory, dentry) ? refuse_tampering(HOOK_PIN) : 0;
+}
+
+/* From among the pins, or onto one of them. */
+SEC("lsm/inode_rename")
+int BPF_PROG(pc_rename, struct inode *from, struct dentry *old, struct inode *to, struct dentry *new)
+{
+	return is_own_pin(from, old) || is_own_pin(to, new) ? refuse_tampering(HOOK_PIN) : 0;
+}
+
+/*
+ * Before a process, or all of a thread group, comes into another cgroup. No hook can refuse it: whoever does it ends with
+ * SIGKILL in enforce mode. The runtime brings processes in, and comes from outside.
+ */
+SEC("fentry/cgroup_attach_task")
+int BPF_PROG(pc_cgroup_attach, struct cgroup *to, struct task_struct *leader, bool threadgroup)
+{
+	struct execution exec = { .hook = HOOK_CGROUP };
+
+	if (!find_container(&exec.in) || is_runtime(&exec.in.container))
+		return 0;
+	if (is_below(argument(ctx, 0), exec.in.container.cgroup_id, exec.in.container.level) || !is_member(leader, &exec.in))
+		return 0;
+	fill_running(&exec);
+	exec.match.tool = CGROUP_ESCAPE;
+	exec.match.action = ACTION_BLOCK;
+	exec.match.rule = NO_RULE;
+	report_or_kill(&exec);
 	return 0;
 }

@@ -25,6 +25,7 @@ struct qstr {
 };
 
 struct super_block {
+	u32 s_dev;
 	unsigned long s_magic;
 };
 
@@ -149,6 +150,12 @@ struct mm_struct {
 struct kernfs_node {
 	u64 id;
 };
+
+struct bpf_map {
+	u32 id;
+};
+
+typedef unsigned int fmode_t;
 
 struct cgroup {
 	int level;

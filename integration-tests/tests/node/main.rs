@@ -17,6 +17,7 @@ mod repeats;
 mod selection;
 mod store;
 mod story;
+mod tampering;
 mod upgrade;
 mod upstream;
 mod versions;
@@ -473,6 +474,7 @@ fn main() -> ExitCode {
         .iter()
         .copied()
         .chain(cri::TESTS.into_iter().chain(cri::systemd()).filter(|_| setup.pods))
+        .chain(tampering::tests(&node))
         .chain(independent_client::test(&setup))
         .chain(fleet::test(&setup))
         .map(|(name, test)| {
