@@ -14,6 +14,8 @@ pub struct Signal {
     /// "container_unguarded"    a container runs without its guard;
     /// "signals_suppressed"     a container made more signals than are told one by one: see suppressed.
     /// "locked"                 an exec was refused because an operator has locked the container;
+    /// "guard_tampering"        a container has attacked its own guard, which was refused;
+    /// "cgroup_escape"          a container moves a process out of its own cgroup;
     /// "containment", "release" an operator has contained a container or released it, or has tried to: see operation.
     #[prost(string, tag = "2")]
     pub rule: ::prost::alloc::string::String,
