@@ -143,7 +143,7 @@ impl Files {
             main.path.display(),
             number(main)
         );
-        Some(Check::failed(NAME, detail, INSTALL))
+        Some(Check::failed(NAME, detail, format!("{INSTALL}   # if the file was edited: install --overwrite")))
     }
 
     fn without_annotations(&self) -> Option<Check> {

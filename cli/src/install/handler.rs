@@ -14,7 +14,8 @@ use toml_edit::{Array, DocumentMut, Item, Table, Value, value};
 use crate::check::containerd::RUNTIME_TYPE;
 
 const STOCK: &str = "io.containerd.runc.v2";
-const HEADER: &str = "# Written by `portcullis install`, which writes it anew: change the other file instead, and then run that again.\n";
+const HEADER: &str = "# Written by `portcullis install`, which writes it anew as long as nobody has edited it: change the other file instead, and \
+                      then run that again.\n";
 const REPEATED: &str =
     "# containerd 1 takes CRI's section from here alone: what the main file had of it is repeated.\n";
 

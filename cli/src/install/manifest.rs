@@ -30,8 +30,15 @@ pub struct Installed {
     pub path: PathBuf,
     /// Of what was written, in hexadecimal.
     pub sha256: String,
-    /// The operator's to edit: never replaced, and removed only if it is as it was written.
+    /// The operator's to edit: removed only if it is as it was written.
     pub editable: bool,
+}
+
+impl Manifest {
+    /// Whether these are the bytes that were written there.
+    pub fn has_written(&self, path: &Path, bytes: &[u8]) -> bool {
+        self.files.iter().any(|installed| installed.path == path && installed.is(bytes))
+    }
 }
 
 impl Installed {

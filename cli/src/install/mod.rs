@@ -66,7 +66,8 @@ const RUNC_OPTIONS: &str = "/etc/portcullis/runc-options.toml";
 /// The programs go below the prefix, the agent's unit into /etc/systemd/system, its configuration and the default policy into
 /// /etc/portcullis (if there is none yet), and a file with the runtime handler beside containerd's configuration, which gets
 /// a line that imports it. Running it again changes only what differs. Nothing is started or restarted; what to do next is
-/// told. Where a package has put programs, unit and configuration in, only containerd's part is done.
+/// told. Where a package has put programs, unit and configuration in, only containerd's part is done. The file with the handler
+/// stays as it is if it was edited since, which is told.
 #[derive(Debug, clap::Args)]
 pub struct Install {
     #[command(flatten)]
@@ -93,6 +94,9 @@ pub struct Install {
     /// configuration there
     #[arg(long)]
     runtime_only: bool,
+    /// Write the file with the handler anew even if it was edited
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Undo what `install` has done
@@ -146,7 +150,18 @@ struct File {
     path: PathBuf,
     bytes: Vec<u8>,
     mode: u32,
-    editable: bool,
+    theirs: Theirs,
+}
+
+/// What of a file is the operator's, and stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Theirs {
+    /// Nothing of it.
+    Nothing,
+    /// What was edited since it was written here; who has not edited it gets what a newer version writes.
+    Edits,
+    /// All of it, once it is there.
+    All,
 }
 
 /// A bare key of TOML that is also a name for Kubernetes.
@@ -261,22 +276,22 @@ impl Install {
             bail!("the programs here are a package's: leave out --from and --prefix, or remove the package first");
         }
         let mut files = if packaged { Vec::new() } else { self.programs()? };
-        let text = |path: &str, text: &str, editable| File {
+        let text = |path: &str, text: &str, theirs| File {
             path: path.into(),
             bytes: text.as_bytes().to_vec(),
             mode: 0o644,
-            editable,
+            theirs,
         };
         if !packaged && !self.runtime_only {
             let agent = format!("ExecStart={}", self.prefix.join("bin/portcullisd").display());
-            files.push(text(UNIT.0, &UNIT.1.replace("ExecStart=portcullisd", &agent), false));
-            files.extend(EDITABLE.map(|(path, content)| text(path, content, true)));
+            files.push(text(UNIT.0, &UNIT.1.replace("ExecStart=portcullisd", &agent), Theirs::Nothing));
+            files.extend(EDITABLE.map(|(path, content)| text(path, content, Theirs::All)));
         }
         if let Some(options) = &handler.runc_options {
-            files.push(text(RUNC_OPTIONS, options, true));
+            files.push(text(RUNC_OPTIONS, options, Theirs::All));
         }
         let drop_in = drop_in_path.display().to_string();
-        files.push(text(&drop_in, &handler.drop_in, false));
+        files.push(text(&drop_in, &handler.drop_in, Theirs::Edits));
 
         let before = self.place.manifest()?.unwrap_or_default();
         let imported_by = handler.main.as_ref().map(|_| self.containerd_config.clone()).or(before.imported_by);
@@ -288,15 +303,25 @@ impl Install {
         };
         let mut changes = Vec::new();
         for file in files {
-            let found = self.place.read(&file.path)?;
             // What the operator has edited, or had before, stays.
-            let kept = file.editable && found.is_some();
-            if !kept {
-                manifest.files.retain(|installed| installed.path != file.path);
-                manifest.files.push(Installed::new(&file.path, &file.bytes, file.editable));
+            let kept = self.place.read(&file.path)?.filter(|found| match file.theirs {
+                Theirs::Nothing => false,
+                Theirs::Edits => !self.overwrite && *found != file.bytes && !manifest.has_written(&file.path, found),
+                Theirs::All => true,
+            });
+            if kept.is_some() && file.theirs == Theirs::Edits {
+                exit::note(&format!(
+                    "{} was edited and stays; --overwrite writes it anew, and with --dry-run shows what is lost then",
+                    escape::text(&file.path.display().to_string())
+                ));
             }
-            let bytes = found.filter(|_| kept).unwrap_or(file.bytes);
-            changes.push(Change::plan(&self.place.at(&file.path), Wanted::Content { bytes, mode: file.mode })?);
+            if kept.is_none() {
+                manifest.files.retain(|installed| installed.path != file.path);
+                manifest.files.push(Installed::new(&file.path, &file.bytes, file.theirs != Theirs::Nothing));
+            }
+            let mode = if kept.is_some() { self.place.mode(&file.path) } else { file.mode };
+            let wanted = Wanted::Content { bytes: kept.unwrap_or(file.bytes), mode };
+            changes.push(Change::plan(&self.place.at(&file.path), wanted)?);
         }
         if let Some(main) = handler.main {
             let mode = self.place.mode(&self.containerd_config);
@@ -324,7 +349,7 @@ impl Install {
             let path = from.join(name);
             let bytes = fs::read(&path)
                 .with_context(|| format!("reading {}: say --from DIR, where all programs are", path.display()))?;
-            Ok(File { path: self.prefix.join("bin").join(name), bytes, mode: 0o755, editable: false })
+            Ok(File { path: self.prefix.join("bin").join(name), bytes, mode: 0o755, theirs: Theirs::Nothing })
         };
         let programs = if self.runtime_only { &RUNTIME_PROGRAMS[..] } else { &PROGRAMS[..] };
         programs.iter().map(program).collect()

@@ -166,6 +166,36 @@ fn what_the_operator_has_edited_stays() {
 }
 
 #[test]
+fn an_edited_handler_stays_until_it_is_to_be_overwritten() {
+    const DROP_IN: &str = "/etc/containerd/conf.d/portcullis.toml";
+    let root = Root::new(Some(MAIN));
+    succeeded(&root.install(&[]));
+    let written = root.read(DROP_IN);
+    // Nobody has edited it: it follows the main file.
+    root.write("/etc/containerd/config.toml", &MAIN.replace("/usr/lib/cni", "/opt/cni/bin"));
+    let again = root.install(&[]);
+    assert!(succeeded(&again).contains("replaced") && !stderr(&again).contains("edited"), "{}", stderr(&again));
+    assert!(root.read(DROP_IN).contains("/opt/cni/bin"));
+    let edited = written + "# mine\n";
+    root.write(DROP_IN, &edited);
+    for option in [&[][..], &["--dry-run"]] {
+        let kept = root.install(option);
+        succeeded(&kept);
+        assert!(stderr(&kept).contains(&format!("{DROP_IN} was edited and stays")), "{}", stderr(&kept));
+        assert_eq!(root.read(DROP_IN), edited);
+    }
+    let shown = succeeded(&root.install(&["--overwrite", "--dry-run"]));
+    assert!(shown.contains("-# mine"), "{shown}");
+    succeeded(&root.run(&["uninstall"]));
+    assert_eq!(root.read(DROP_IN), edited, "what is the operator's goes with nobody else");
+    assert!(!root.read("/etc/containerd/config.toml").contains("imports"));
+    succeeded(&root.install(&["--overwrite"]));
+    assert!(!root.read(DROP_IN).contains("# mine"));
+    succeeded(&root.run(&["uninstall"]));
+    assert!(!root.at(DROP_IN).exists());
+}
+
+#[test]
 fn beside_a_package_only_containerd_is_told() {
     let root = Root::new(Some(MAIN));
     root.write("/usr/lib/systemd/system/portcullisd.service", "the package's");
