@@ -13,6 +13,7 @@ mod tally;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use prometheus_client::registry::Registry;
+use rustix::io::Errno;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use self::{node::NodeMetrics, tally::Tally};
@@ -23,10 +24,19 @@ pub type Exporters = Vec<(&'static str, watch::Receiver<Progress>)>;
 
 /// Why there are no metrics.
 #[derive(Debug, thiserror::Error)]
-#[error("listening on {listen} for metrics ([metrics] listen in the configuration)")]
+#[error("listening on {listen} for metrics ([metrics] listen in the configuration){}", hint(source))]
 pub struct ListenError {
     listen: SocketAddr,
     source: std::io::Error,
+}
+
+/// What the agent's own unit forbids looks like a kernel without IP.
+fn hint(source: &std::io::Error) -> &'static str {
+    if source.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) {
+        "; under systemd the agent has no network without the drop-in portcullisd-network.conf"
+    } else {
+        ""
+    }
 }
 
 /// Counts from now on and serves what it counts.

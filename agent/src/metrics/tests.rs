@@ -105,3 +105,10 @@ async fn dashboard_and_alerts_ask_for_what_is_there() {
     }
     assert!(asked > 20, "{asked}");
 }
+
+#[test]
+fn a_unit_that_forbids_the_network_is_suspected() {
+    let told = |source: Errno| ListenError { listen: ([127, 0, 0, 1], 9465).into(), source: source.into() }.to_string();
+    assert!(told(Errno::AFNOSUPPORT).ends_with("without the drop-in portcullisd-network.conf"));
+    assert!(told(Errno::ADDRINUSE).ends_with("[metrics] listen in the configuration)"));
+}
