@@ -54,6 +54,8 @@ pub enum HandlerError {
 pub struct Handler {
     /// The main file's text; `None` if it stays as it is.
     pub main: Option<String>,
+    /// Whether the main file imported something, or nothing in so many words, before that.
+    pub had_imports: bool,
     /// Our file's text.
     pub drop_in: String,
     /// The text of the file with runc's options, if they can be given in no other way.
@@ -107,9 +109,11 @@ impl Handler {
         let systemd_cgroup = wish.systemd_cgroup.or(says).unwrap_or(false);
 
         let drop_in = drop_in(version, section, systemd_cgroup, wish);
+        let had_imports = document.contains_key("imports");
         let changed = add_import(&mut document, main.is_none().then_some(number), wish)?;
         Ok(Self {
             main: changed.then(|| document.to_string()),
+            had_imports,
             drop_in,
             runc_options: (systemd_cgroup && number == 2).then(|| "SystemdCgroup = true\n".to_owned()),
         })
@@ -226,8 +230,13 @@ fn imports_file(pattern: &str, wish: &Wish<'_>) -> bool {
             && matches!(pattern.file_name().and_then(|name| name.to_str()), Some("*.toml" | "*"))
 }
 
-/// The main file's text without the line for our file; `None` if it has none of its own.
-pub fn without_import(main: &str, main_path: &Path, drop_in_path: &Path) -> Result<Option<String>, HandlerError> {
+/// The main file's text without the line for our file; `None` if it has none of its own. `keep_list`: even if nothing is in it.
+pub fn without_import(
+    main: &str,
+    main_path: &Path,
+    drop_in_path: &Path,
+    keep_list: bool,
+) -> Result<Option<String>, HandlerError> {
     let mut document = parse(main, main_path)?;
     let ours = drop_in_path.display().to_string();
     let Some(imports) = document.get_mut("imports").and_then(Item::as_array_mut) else { return Ok(None) };
@@ -236,7 +245,7 @@ pub fn without_import(main: &str, main_path: &Path, drop_in_path: &Path) -> Resu
     if imports.len() == before {
         return Ok(None);
     }
-    if imports.is_empty() {
+    if imports.is_empty() && !keep_list {
         document.remove("imports");
     }
     Ok(Some(document.to_string()))
@@ -328,12 +337,15 @@ mod tests {
         let main = "# mine\nversion = 2\n\n[debug]\n  level = \"info\"\n";
         let path = Path::new("/etc/containerd/config.toml");
         let with = Handler::new(Some(main), &wish()).unwrap().main.unwrap();
-        assert_eq!(without_import(&with, path, wish().drop_in_path).unwrap().as_deref(), Some(main));
-        assert_eq!(without_import(main, path, wish().drop_in_path).unwrap(), None);
+        let without = |main: &str, keep_list| without_import(main, path, wish().drop_in_path, keep_list).unwrap();
+        assert_eq!(without(&with, false).as_deref(), Some(main));
+        assert_eq!(without(main, false), None);
         let others = "version = 2\nimports = [\"/a.toml\", \"/etc/containerd/conf.d/portcullis.toml\"]\n";
-        assert_eq!(
-            without_import(others, path, wish().drop_in_path).unwrap().as_deref(),
-            Some("version = 2\nimports = [\"/a.toml\"]\n")
-        );
+        assert_eq!(without(others, false).as_deref(), Some("version = 2\nimports = [\"/a.toml\"]\n"));
+        // As containerd 2 itself writes it.
+        let nothing = "version = 2\nimports = []\n";
+        let with = Handler::new(Some(nothing), &wish()).unwrap();
+        assert!(with.had_imports);
+        assert_eq!(without(&with.main.unwrap(), true).as_deref(), Some(nothing));
     }
 }

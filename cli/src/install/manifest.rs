@@ -20,6 +20,9 @@ pub struct Manifest {
     pub imported_by: Option<PathBuf>,
     /// What that line imports.
     pub drop_in: Option<PathBuf>,
+    /// Whether there was a list of imports before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub had_imports: bool,
 }
 
 /// One file.

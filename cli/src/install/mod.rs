@@ -294,12 +294,14 @@ impl Install {
         files.push(text(&drop_in, &handler.drop_in, Theirs::Edits));
 
         let before = self.place.manifest()?.unwrap_or_default();
+        let had_imports = if handler.main.is_some() { handler.had_imports } else { before.had_imports };
         let imported_by = handler.main.as_ref().map(|_| self.containerd_config.clone()).or(before.imported_by);
         let mut manifest = Manifest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             files: before.files,
             drop_in: imported_by.is_some().then(|| drop_in_path.clone()),
             imported_by,
+            had_imports,
         };
         let mut changes = Vec::new();
         for file in files {
@@ -381,7 +383,7 @@ impl Uninstall {
         // First the line that imports: containerd does not start if what it imports is missing.
         if let (Some(main_path), Some(drop_in)) = (&manifest.imported_by, &manifest.drop_in)
             && let Some(main) = self.place.read_text(main_path)?
-            && let Some(text) = handler::without_import(&main, main_path, drop_in)?
+            && let Some(text) = handler::without_import(&main, main_path, drop_in, manifest.had_imports)?
         {
             let wanted = Wanted::Content { bytes: text.into_bytes(), mode: self.place.mode(main_path) };
             changes.push(Change::plan(&self.place.at(main_path), wanted)?);
