@@ -36,8 +36,12 @@ pub const TESTS: [Test; 11] = [
 ];
 
 /// Where systemd runs.
-pub fn systemd() -> Option<Test> {
-    has_systemd().then_some(("a_pod_s_cgroups_may_be_systemd_s", options::systemd_may_own_the_cgroups))
+pub fn systemd() -> Vec<Test> {
+    let tests: [Test; 2] = [
+        ("a_pod_s_cgroups_may_be_systemd_s", options::systemd_may_own_the_cgroups),
+        ("a_pod_s_config_path_is_ctr_s_too", options::ctr_may_name_the_options_file),
+    ];
+    if has_systemd() { tests.to_vec() } else { Vec::new() }
 }
 
 /// The agent looks every half minute for what nobody cleaned up, and believes what it has seen twice.
