@@ -258,6 +258,9 @@ def test_the_fleets_collector_is_what_agents_send_to():
     for [store] in [fleet(file) for file in config_map["files"] if file != "collector.yaml"]:
         assert store["service"]["pipelines"] == {pipeline: {"exporters": list(store["exporters"])}}
         assert all(exporter["sending_queue"] == {"enabled": False} for exporter in store["exporters"].values())
+        # It has another queue, and its mapping takes data streams only.
+        for exporter in [exporter for name, exporter in store["exporters"].items() if name == "elasticsearch"]:
+            assert exporter["batcher"] == {"enabled": False} and exporter["logs_index"].startswith("logs-")
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert objects["Service"]["spec"]["selector"] == labels == objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
     # And the chart's agents send there, and may.

@@ -180,7 +180,9 @@ mod tests {
                     let sockets =
                         ["connect", "create", "bind", "listen", "sendmsg"].map(|call| format!("socket_{call}"));
                     let files = ["bprm_check", "bprm_committed", "mmap_file"].map(str::to_owned);
-                    files.iter().chain(&sockets).map(|hook| pins.program(&format!("pc_{hook}"))).collect()
+                    let programs = files.iter().chain(&sockets).map(|hook| pins.program(&format!("pc_{hook}")));
+                    let node = ["bpf", "bpf_map", "unlink", "rmdir", "rename"].map(|name| format!("pc_{name}"));
+                    programs.chain(node.map(|name| pins.node_link(&name))).collect()
                 }
                 Backend::Tracepoint => ["pc_sched_exec", "pc_tcp_connect"].map(|name| pins.node_link(name)).to_vec(),
             }
