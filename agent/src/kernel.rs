@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use portcullis_bpf::{
@@ -10,7 +10,7 @@ use portcullis_bpf::{
     abi::{Container, ContainerStats, container_flags},
     cgroup::Cgroup,
     guard::{Guard, GuardError, Move, Placement},
-    isolation::{self, IsolationError},
+    isolation::{self, Isolation, IsolationError},
     loader::{self, LoadError},
     pins::Pins,
     probe,
@@ -25,13 +25,20 @@ pub struct Kernel {
     pins: Pins,
     tables: Mutex<Tables>,
     guard: Mutex<Guard>,
+    isolation: Mutex<Result<Isolation, Arc<IsolationError>>>,
 }
 
 impl Kernel {
-    /// Loads and pins what is not pinned yet.
+    /// Loads and pins what is not pinned yet, and loads what operators may want later: then nothing can be loaded any more.
     pub fn load(pins: &Pins, backend: Backend) -> Result<Self, LoadError> {
         let tables = Mutex::new(loader::load(pins, backend)?);
-        Ok(Self { pins: pins.clone(), tables, guard: Mutex::new(Guard::open(pins.clone())?) })
+        let isolation = Isolation::load().map_err(Arc::new);
+        if let Err(error) = &isolation {
+            let error = anyhow::Error::from(Arc::clone(error));
+            tracing::warn!(error = format!("{error:#}"), "containers can't be cut off from the network");
+        }
+        let guard = Mutex::new(Guard::open(pins.clone())?);
+        Ok(Self { pins: pins.clone(), tables, guard, isolation: Mutex::new(isolation) })
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -86,7 +93,10 @@ impl Means for Kernel {
 
     fn isolate(&self, cgroup: &Cgroup) -> Result<(), IsolationError> {
         let _guard = self.guard();
-        isolation::isolate(&self.pins, cgroup)
+        match &mut *self.isolation.lock().unwrap_or_else(PoisonError::into_inner) {
+            Ok(isolation) => isolation.isolate(&self.pins, cgroup),
+            Err(error) => Err(IsolationError::Unavailable(Arc::clone(error))),
+        }
     }
 
     fn end_isolation(&self, cgroup_id: u64) -> Result<(), IsolationError> {
