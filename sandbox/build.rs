@@ -2,7 +2,7 @@
 use std::{env, error::Error, fmt::Write, fs, path::Path};
 
 use seccompiler::{BpfProgram, TargetArch, compile_from_json};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 const PROFILE: &str = "../config/seccomp/portcullisd.json";
 
@@ -11,22 +11,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
     let architecture = env::var("CARGO_CFG_TARGET_ARCH")?;
     let target = TargetArch::try_from(architecture.as_str())?;
-    let mut profile: Value = serde_json::from_slice(&fs::read(PROFILE)?)?;
-    let filters = profile.as_object_mut().ok_or("the profile is no object")?;
+    let mut profile: Map<String, Value> = serde_json::from_slice(&fs::read(PROFILE)?)?;
 
     // One filter must know all that is allowed: of two, the stricter holds.
+    let mut allowed = profile.remove("allowed").ok_or("the profile has no filter \"allowed\"")?;
     for other in ["x86_64", "aarch64"] {
-        let Some(mut only) = filters.remove(&format!("allowed-{other}")) else { continue };
+        let Some(mut only) = profile.remove(&format!("allowed-{other}")) else { continue };
         if other == architecture {
-            let rules = only["filter"].as_array_mut().ok_or("a filter without rules")?;
-            filters["allowed"]["filter"].as_array_mut().ok_or("a filter without rules")?.append(rules);
+            rules(&mut allowed)?.append(rules(&mut only)?);
         }
     }
-    let mut logged = filters["allowed"].clone();
-    logged["mismatch_action"] = json!("log");
-    filters.insert("logged".to_owned(), logged);
+    let mut logged = allowed.clone();
+    *logged.pointer_mut("/mismatch_action").ok_or("a filter without mismatch_action")? = json!("log");
+    profile.extend([("allowed".to_owned(), allowed), ("logged".to_owned(), logged)]);
+    let profile = serde_json::to_vec(&profile)?;
 
-    let programs = compile_from_json(profile.to_string().as_bytes(), target)?;
+    let programs = compile_from_json(profile.as_slice(), target)?;
     let mut code = String::new();
     for (constant, name) in [("ALLOWED", "allowed"), ("LOGGED", "logged"), ("ABSENT", "absent")] {
         write_program(&mut code, constant, programs.get(name).ok_or("a filter is missing")?)?;
@@ -35,8 +35,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+fn rules(filter: &mut Value) -> Result<&mut Vec<Value>, &'static str> {
+    filter.pointer_mut("/filter").and_then(Value::as_array_mut).ok_or("a filter without rules")
+}
+
 fn write_program(code: &mut String, constant: &str, program: &BpfProgram) -> std::fmt::Result {
-    writeln!(code, "const {constant}: &[sock_filter] = &[")?;
+    writeln!(code, "pub const {constant}: &[sock_filter] = &[")?;
     for instruction in program {
         let seccompiler::sock_filter { code: operation, jt, jf, k } = instruction;
         writeln!(code, "sock_filter {{ code: {operation}, jt: {jt}, jf: {jf}, k: {k} }},")?;

@@ -16,7 +16,7 @@ use crate::{
     api::{self, NodeFacts, Sources},
     changes::Changes,
     clock,
-    config::{Config, Signals},
+    config::{Config, Seccomp, Signals},
     containers::Containers,
     containment::{Containment, Means},
     counters::Counters,
@@ -29,7 +29,7 @@ use crate::{
     metrics,
     policies::{self, Policies},
     records::RecordDirectory,
-    signal,
+    sandbox, signal,
     store::{self, Command, Limits},
     text::enum_name,
     tools::{Known, Tools},
@@ -61,6 +61,34 @@ pub fn prepare(config: Config) -> anyhow::Result<Prepared> {
     Ok(Prepared { config, tools, policies, socket_group })
 }
 
+/// What it takes rights to make that the running agent has not.
+pub struct Loaded {
+    prepared: Prepared,
+    lock: Lock,
+    report: probe::Report,
+    backend: Backend,
+    reason: String,
+    pins: Pins,
+    kernel: Kernel,
+    socket: api::socket::Socket,
+}
+
+impl Prepared {
+    /// Loads what the kernel is to run and makes the socket, then gives up the rights to do so. Before there are threads.
+    pub fn load(self) -> anyhow::Result<Loaded> {
+        let config = &self.config;
+        let lock = Lock::take(&config.run_dir)?;
+        let report = probe::node();
+        let (backend, reason) = kernel::choose(config.backend, &report)?;
+        tracing::info!(backend = %kernel::published(backend), reason, kernel = report.kernel, "backend chosen");
+        let pins = Pins::current(&config.bpffs_root);
+        let kernel = Kernel::load(&pins, backend).context("loading the kernel programs")?;
+        let socket = api::socket::Socket::prepare(&config.run_dir, self.socket_group)?;
+        sandbox::give_up_rights()?;
+        Ok(Loaded { prepared: self, lock, report, backend, reason, pins, kernel, socket })
+    }
+}
+
 /// The running agent.
 pub struct App {
     enforcement: Enforcement,
@@ -77,19 +105,15 @@ pub struct App {
 
 impl App {
     /// Starts everything, inside a runtime. On failure what was pinned before stays in force.
-    pub async fn start(prepared: Prepared) -> anyhow::Result<Self> {
-        let Prepared { config, tools, policies, socket_group } = prepared;
-        let lock = Lock::take(&config.run_dir)?;
-        let report = probe::node();
-        let (backend, reason) = kernel::choose(config.backend, &report)?;
-        tracing::info!(backend = %kernel::published(backend), reason, kernel = report.kernel, "backend chosen");
+    pub async fn start(loaded: Loaded) -> anyhow::Result<Self> {
+        let Loaded { prepared, lock, report, backend, reason, pins, kernel, socket } = loaded;
+        let Prepared { config, tools, policies, socket_group: _ } = prepared;
 
         let counters = Arc::new(Counters::default());
         let (sender, store, store_thread) =
             store::open(&config.state_dir, limits(config.signals), Arc::clone(&counters))?;
 
-        let pins = Pins::current(&config.bpffs_root);
-        let kernel = Arc::new(Kernel::load(&pins, backend).context("loading the kernel programs")?);
+        let kernel = Arc::new(kernel);
         let directory = RecordDirectory::create(&config.run_dir)
             .with_context(|| format!("creating the container records below {}", config.run_dir.display()))?;
         let containers = Containers::default();
@@ -146,7 +170,7 @@ impl App {
         );
         let expiry = expire_old_signals(sender.clone());
         let forgetting = forget_unused_contents(pins);
-        let facts = facts(node, backend, reason, report);
+        let facts = facts(node, backend, reason, report, config.sandbox.seccomp);
         let sources = Sources {
             store,
             sender,
@@ -157,13 +181,17 @@ impl App {
             enforcement: enforcement.clone(),
             containment,
         };
-        let mut background = vec![tokio::spawn(resolver), tokio::spawn(expiry), tokio::spawn(forgetting)];
+        let refusals = sandbox::tell_of_refusals(Arc::clone(&sources.counters));
+        let tasks = [tokio::spawn(resolver), tokio::spawn(expiry), tokio::spawn(forgetting), tokio::spawn(refusals)];
+        let mut background = Vec::from(tasks);
         let exporters = start_exporters(&config, &sources, &mut background)?;
         if let Some(listen) = config.metrics.listen {
             let database = config.state_dir.join(store::FILE_NAME);
             background.extend(metrics::start(listen, sources.clone(), exporters, database).await?);
         }
-        let (listener, socket) = api::socket::bind(&config.run_dir, socket_group)?;
+        // Everything is there: from here on the agent listens to others.
+        sandbox::confine(config.sandbox.seccomp)?;
+        let (listener, socket) = socket.publish()?;
         let (shutdown, stopped) = watch::channel(false);
         tracing::info!(socket = %socket.display(), "serving");
         Ok(Self {
@@ -227,6 +255,7 @@ impl App {
         if let Err(error) = fs::remove_file(&self.socket) {
             tracing::warn!(%error, "the socket could not be removed");
         }
+        sandbox::sum_up();
     }
 }
 
@@ -239,7 +268,13 @@ fn node(config: &Config) -> v1::Node {
     }
 }
 
-fn facts(node: v1::Node, backend: Backend, backend_reason: String, report: probe::Report) -> NodeFacts {
+fn facts(
+    node: v1::Node,
+    backend: Backend,
+    backend_reason: String,
+    report: probe::Report,
+    seccomp: Seccomp,
+) -> NodeFacts {
     NodeFacts {
         node,
         backend: signal::backend(Some(kernel::published(backend))),
@@ -247,6 +282,7 @@ fn facts(node: v1::Node, backend: Backend, backend_reason: String, report: probe
         kernel: report.kernel,
         started_ns: clock::now_ns(),
         checks: report.checks.into_iter().map(check_message).collect(),
+        seccomp,
     }
 }
 

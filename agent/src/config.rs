@@ -59,6 +59,8 @@ pub struct Config {
     pub export: Export,
     /// See [`Metrics`].
     pub metrics: Metrics,
+    /// See [`Sandbox`].
+    pub sandbox: Sandbox,
 }
 
 /// `backend`.
@@ -240,6 +242,27 @@ pub struct Metrics {
     pub listen: Option<SocketAddr>,
 }
 
+/// `[sandbox]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sandbox {
+    /// What comes of system calls of the agent that its profile does not name.
+    pub seccomp: Seccomp,
+}
+
+/// `sandbox.seccomp`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Seccomp {
+    /// They are refused and counted.
+    #[default]
+    Enforce,
+    /// They are made, and the kernel logs them.
+    Log,
+    /// They are made.
+    Off,
+}
+
 /// What a node or a cluster is called. It is part of every signal, and of the ids of exported findings.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -335,6 +358,7 @@ impl Default for Config {
             log: Log::default(),
             export: Export::default(),
             metrics: Metrics::default(),
+            sandbox: Sandbox::default(),
         }
     }
 }
@@ -464,6 +488,7 @@ mod tests {
             "backend",
             "inner",
             "format",
+            "seccomp",
         ]
         .into_iter()
         .chain(["# group", "max_age_days", "max_size_mb", "# node_name", "# cluster_name", "# listen"])

@@ -121,6 +121,8 @@ counters! {
         export_cursors_unwritten,
         /// What processes did on the network whose signal is not in the store: suppressed, omitted, or removed by retention.
         activity_unmatched,
+        /// System calls of the agent itself that were refused, as its profile does not name them.
+        syscalls_refused,
     }
     suppressed {
         /// One of the arguments contained what the rule excepts.

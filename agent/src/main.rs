@@ -15,6 +15,7 @@
 //! | [`store`] | SQLite |
 //! | [`api`] | gRPC |
 //! | [`export`], [`metrics`] | signals and numbers for others: OCSF as JSON lines and over OTLP, Prometheus |
+//! | [`sandbox`] | what the agent leaves itself once it has started |
 //! | [`counters`] | everything that was dropped or refused |
 #![forbid(unsafe_code)]
 
@@ -43,6 +44,7 @@ mod policies;
 mod publish;
 mod records;
 mod rules;
+mod sandbox;
 mod signal;
 mod store;
 #[cfg(test)]
@@ -59,7 +61,7 @@ use portcullis_bpf::heap;
 use tokio::signal::unix::{SignalKind, signal as unix_signal};
 
 use crate::{
-    app::{App, Prepared},
+    app::{App, Loaded},
     config::Config,
 };
 
@@ -96,6 +98,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if !heap::give_back() {
         tracing::warn!("the C library does not give memory back; the agent may keep some tens of megabytes more");
     }
+    let loaded = prepared.load()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)
@@ -103,14 +106,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?
-        .block_on(serve(prepared))
+        .block_on(serve(loaded))
 }
 
-async fn serve(prepared: Prepared) -> anyhow::Result<()> {
+async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let mut terminate = unix_signal(SignalKind::terminate()).context("catching SIGTERM")?;
     let mut interrupt = unix_signal(SignalKind::interrupt()).context("catching SIGINT")?;
     let mut hangup = unix_signal(SignalKind::hangup()).context("catching SIGHUP")?;
-    let mut app = App::start(prepared).await?;
+    let mut app = App::start(loaded).await?;
     notify::state("READY=1");
     let outcome = loop {
         tokio::select! {

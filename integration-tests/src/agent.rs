@@ -5,6 +5,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -15,6 +16,9 @@ use crate::{
     command::{Output, run, wait},
     eventually::eventually,
 };
+
+/// What it logs of system calls beyond its profile.
+const REFUSED: &str = "a system call was refused";
 
 const END: Duration = Duration::from_secs(20);
 
@@ -155,6 +159,12 @@ impl Drop for Agent {
         if let Err(error) = self.stop() {
             eprintln!("stopping portcullisd: {error:#}");
         }
+        let log = self.log();
+        let refused = log.lines().find(|line| line.contains(REFUSED));
+        assert!(
+            refused.is_none() || thread::panicking(),
+            "whatever tests have the agent do, its profile must have: {refused:?}"
+        );
     }
 }
 

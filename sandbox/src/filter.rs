@@ -1,10 +1,15 @@
 //! The system calls that are left, for all threads.
 
-use seccompiler::{apply_filter_all_threads, sock_filter};
+use seccompiler::apply_filter_all_threads;
 
+use self::compiled::{ABSENT, ALLOWED, LOGGED};
 use crate::refusals;
 
-include!(concat!(env!("OUT_DIR"), "/filters.rs"));
+#[allow(clippy::unreadable_literal, reason = "not written to be read")]
+mod compiled {
+    use seccompiler::sock_filter;
+    include!(concat!(env!("OUT_DIR"), "/filters.rs"));
+}
 
 /// What comes of a system call that is not in the profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -41,6 +41,7 @@ use self::{
     triage::TriageApi,
 };
 use crate::{
+    config::Seccomp,
     containers::Containers,
     containment::Containment,
     counters::Counters,
@@ -78,6 +79,8 @@ pub struct NodeFacts {
     pub started_ns: u64,
     /// What was looked at.
     pub checks: Vec<v1::Check>,
+    /// What comes of the agent's own system calls.
+    pub seccomp: Seccomp,
 }
 
 /// What the services answer from.

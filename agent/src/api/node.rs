@@ -3,10 +3,11 @@
 use portcullis_bpf::abi::ABI_VERSION;
 use portcullis_policy::record::Guard;
 use portcullis_proto::v1::{GetStatusRequest, GetStatusResponse, node_service_server::NodeService};
+use portcullis_sandbox::refusals;
 use tonic::{Request, Response, Status};
 
 use super::{Sources, policies};
-use crate::{clock::timestamp, containers::LeftBehindCount};
+use crate::{clock::timestamp, containers::LeftBehindCount, sandbox};
 
 /// The service.
 pub struct NodeApi(pub Sources);
@@ -24,6 +25,7 @@ impl NodeService for NodeApi {
                 Guard::Unguarded { .. } => unguarded += 1,
             }
         }
+        let own = [store.health().check(), sandbox::check(facts.seccomp, &refusals::refused())];
         let losses = kernel.node().into_iter().chain(counters.losses());
         let (in_force, policy_error) = enforcement.status();
         let last_signal_id = *store.last_id().borrow();
@@ -35,7 +37,7 @@ impl NodeService for NodeApi {
             backend_reason: facts.backend_reason.clone(),
             kernel: facts.kernel.clone(),
             started: Some(timestamp(facts.started_ns)),
-            checks: facts.checks.iter().cloned().chain([store.health().check()]).chain(left_behind.check()).collect(),
+            checks: facts.checks.iter().cloned().chain(own).chain(left_behind.check()).collect(),
             policies: in_force.into_iter().map(policies::message).collect(),
             containers_guarded: guarded,
             containers_unguarded: unguarded,

@@ -51,24 +51,49 @@ fn find_group(groups: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// Listens. The socket appears under its name only when mode and group are right, in the place of a stale one; the caller
-/// holds the lock that says it is stale.
-pub fn bind(run_dir: &Path, group: Option<u32>) -> Result<(UnixListener, PathBuf), SocketError> {
-    let path = run_dir.join(FILE_NAME);
-    let fail = |source| SocketError::Create { path: path.clone(), source };
-    let temporary = run_dir.join(format!(".{FILE_NAME}"));
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
-        _ => {}
+/// A socket that listens, with mode and group as they are to be, under a name that nobody knows.
+#[derive(Debug)]
+pub struct Socket {
+    listener: std::os::unix::net::UnixListener,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Makes it, in the place of a stale one; the caller holds the lock that says it is stale.
+    pub fn prepare(run_dir: &Path, group: Option<u32>) -> Result<Self, SocketError> {
+        let path = run_dir.join(FILE_NAME);
+        let temporary = run_dir.join(format!(".{FILE_NAME}"));
+        let listen = || {
+            match fs::remove_file(&temporary) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = std::os::unix::net::UnixListener::bind(&temporary)?;
+            listener.set_nonblocking(true)?;
+            std::os::unix::fs::chown(&temporary, Some(0), group).or_else(|error| {
+                // Without a group, whoever runs the agent is the owner (in tests, not root).
+                if group.is_none() { Ok(()) } else { Err(error) }
+            })?;
+            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o660))?;
+            Ok(listener)
+        };
+        match listen() {
+            Ok(listener) => Ok(Self { listener, temporary, path }),
+            Err(source) => Err(SocketError::Create { path, source }),
+        }
     }
-    let listener = UnixListener::bind(&temporary).map_err(fail)?;
-    std::os::unix::fs::chown(&temporary, Some(0), group).or_else(|error| {
-        // Without a group, whoever runs the agent is the owner (in tests, not root).
-        if group.is_none() { Ok(()) } else { Err(fail(error)) }
-    })?;
-    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o660)).map_err(fail)?;
-    fs::rename(&temporary, &path).map_err(fail)?;
-    Ok((listener, path))
+
+    /// Gives it its name, in a runtime.
+    pub fn publish(self) -> Result<(UnixListener, PathBuf), SocketError> {
+        let Self { listener, temporary, path } = self;
+        let published =
+            UnixListener::from_std(listener).and_then(|listener| fs::rename(&temporary, &path).map(|()| listener));
+        match published {
+            Ok(listener) => Ok((listener, path)),
+            Err(source) => Err(SocketError::Create { path, source }),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -88,8 +113,9 @@ mod tests {
     #[tokio::test]
     async fn a_stale_socket_is_replaced() {
         let run = tempfile::tempdir().unwrap();
-        drop(bind(run.path(), None).unwrap());
-        let (_listener, path) = bind(run.path(), None).unwrap();
+        drop(Socket::prepare(run.path(), None).unwrap().publish().unwrap());
+        let socket = Socket::prepare(run.path(), None).unwrap();
+        let (_listener, path) = socket.publish().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         tokio::net::UnixStream::connect(path).await.unwrap();
     }

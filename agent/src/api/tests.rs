@@ -69,6 +69,7 @@ pub fn bed() -> Bed {
         kernel: "6.1".into(),
         started_ns: 1,
         checks: Vec::new(),
+        seccomp: Seccomp::Enforce,
     };
     let (containers, tables) = (Containers::default(), Arc::<FakeTables>::default());
     let (signals, pending) = sync::mpsc::channel(8);
@@ -88,7 +89,7 @@ pub fn bed() -> Bed {
         facts: Arc::new(facts),
     };
     let (shutdown, stopped) = sync::watch::channel(false);
-    let (listener, socket) = socket::bind(directory.path(), None).unwrap();
+    let (listener, socket) = socket::Socket::prepare(directory.path(), None).unwrap().publish().unwrap();
     tokio::spawn(serve(listener, sources.clone(), stopped));
     Bed { directory, sender, sources, tables, shutdown, socket, _signals: signals }
 }

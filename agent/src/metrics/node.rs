@@ -4,6 +4,7 @@ use std::{fmt, fs, path::PathBuf};
 
 use portcullis_bpf::abi::ABI_VERSION;
 use portcullis_policy::record::Guard;
+use portcullis_sandbox::refusals;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder},
@@ -65,6 +66,10 @@ impl Collector for NodeMetrics {
         let losses = kernel.node().into_iter().chain(counters.losses()).collect();
         let help = "What was dropped, fell back or was refused; all zero on a healthy node";
         series.family("losses", help, None, MetricType::Counter, counted(losses))?;
+        let help = "System calls of the agent itself that its profile does not name, and that were refused";
+        let refused =
+            refusals::refused().into_iter().map(|(call, count)| ([("syscall", call)], ConstCounter::new(count)));
+        series.family("seccomp_violations", help, None, MetricType::Counter, refused)?;
         let help = "Events that exceptions and repeats kept from becoming signals of their own";
         series.family("suppressed_events", help, None, MetricType::Counter, counted(counters.suppressed()))?;
 

@@ -14,6 +14,7 @@ mod model;
 mod network;
 mod probes;
 mod repeats;
+mod sandbox;
 mod selection;
 mod store;
 mod story;
@@ -396,6 +397,7 @@ const TESTS: &[Test] = &[
     ("shipped_policies_stop_what_they_say", selection::shipped_policies_stop_what_they_say),
     ("an_operators_tools_are_known", catalog::an_operators_tools_are_known),
     ("what_could_not_be_learnt_is_said", learning::what_could_not_be_learnt_is_said),
+    ("every_thread_of_the_agent_is_confined", sandbox::every_thread_of_the_agent_is_confined),
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),
     ("every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
     ("every_privileged_way_ends_as_the_matrix_says", evasion::every_privileged_way_ends_as_the_matrix_says),
