@@ -121,6 +121,10 @@ counters! {
         export_cursors_unwritten,
         /// What processes did on the network whose signal is not in the store: suppressed, omitted, or removed by retention.
         activity_unmatched,
+        /// Calls of the API refused because their user made too many.
+        requests_refused,
+        /// Connections to the API closed because their user had too many.
+        connections_refused,
         /// System calls of the agent itself that were refused, as its profile does not name them.
         syscalls_refused,
     }

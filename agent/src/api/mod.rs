@@ -7,9 +7,11 @@
 //! | [`watch`] | the stream of signals |
 //! | [`page`] | page tokens |
 //! | [`peer`] | who calls |
+//! | [`connections`], [`rate`] | how much of it a user may do |
 //! | [`status`] | every error's gRPC code |
 //! | [`socket`] | the socket's place, mode and group |
 
+mod connections;
 mod containers;
 mod containment;
 mod explain;
@@ -17,6 +19,7 @@ mod node;
 mod page;
 mod peer;
 mod policies;
+mod rate;
 mod signals;
 pub mod socket;
 mod status;
@@ -33,12 +36,11 @@ use portcullis_proto::v1::{
     signal_service_server::SignalServiceServer, triage_service_server::TriageServiceServer,
 };
 use tokio::{net::UnixListener, sync};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::{service::InterceptorLayer, transport::Server};
 
 use self::{
-    containers::ContainerApi, containment::ContainmentApi, node::NodeApi, policies::PolicyApi, signals::SignalApi,
-    triage::TriageApi,
+    containers::ContainerApi, containment::ContainmentApi, node::NodeApi, policies::PolicyApi, rate::Rate,
+    signals::SignalApi, triage::TriageApi,
 };
 use crate::{
     config::Seccomp,
@@ -137,8 +139,11 @@ pub async fn serve(
     let signals = SignalApi::new(sources.store.clone(), shutdown.clone());
     let triage = TriageApi(sources.clone());
     let mut stopped = shutdown.clone();
+    let connections = connections::accept(listener, Arc::clone(&sources.counters));
+    let rate = Rate::new(Arc::clone(&sources.counters));
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
+        .layer(InterceptorLayer::new(move |request| rate.admit(request)))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
@@ -151,7 +156,7 @@ pub async fn serve(
                 .max_decoding_message_size(MAX_REQUEST),
         )
         .add_service(NodeServiceServer::new(NodeApi(sources)).max_decoding_message_size(MAX_REQUEST))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(connections, async move {
             // An error means that the other end is gone, which is the end as well.
             let _ = stopped.wait_for(|stop| *stop).await;
         })

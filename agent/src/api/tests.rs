@@ -14,7 +14,7 @@ use portcullis_proto::v1::{
     node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient, set_mode_request::Target,
     signal_service_client::SignalServiceClient, triage_service_client::TriageServiceClient,
 };
-use tokio::{net::UnixStream, task::JoinSet, time::timeout};
+use tokio::{io::AsyncReadExt, net::UnixStream, task::JoinSet, time::timeout};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},
@@ -33,6 +33,8 @@ use crate::{
     },
     testing::{self, FakeTables},
 };
+
+const WAIT: Duration = Duration::from_secs(20);
 
 struct NoKernel;
 
@@ -863,4 +865,40 @@ async fn what_can_not_be_contained_is_refused_with_a_reason() {
     let signals = bed.signals().await.list_signals(ListSignalsRequest::default()).await.unwrap().into_inner().signals;
     assert_eq!(signals.len(), 12);
     assert!(signals.iter().all(|signal| !signal.operation.as_ref().unwrap().error.is_empty()), "{signals:#?}");
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_connections() {
+    let bed = bed();
+    let mut held = Vec::new();
+    for _ in 0..connections::MAX_CONNECTIONS {
+        held.push(UnixStream::connect(&bed.socket).await.unwrap());
+    }
+    // The server begins each connection with its settings; one that is too many ends without.
+    let begins = async || {
+        let mut stream = UnixStream::connect(&bed.socket).await.unwrap();
+        let mut byte = [0];
+        matches!(timeout(WAIT, stream.read(&mut byte)).await.unwrap(), Ok(1))
+    };
+    assert!(!begins().await);
+    assert_eq!(bed.sources.counters.connections_refused.get(), 1);
+    held.pop();
+    // The server has to notice.
+    timeout(WAIT, async { while !begins().await {} }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_may_call_so_often() {
+    let bed = bed();
+    let mut node = NodeServiceClient::new(bed.channel().await);
+    let mut answered = 0;
+    let refusal = loop {
+        match node.get_status(GetStatusRequest {}).await {
+            Ok(_) => answered += 1,
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal}");
+    assert!(answered >= rate::BURST, "{answered}");
+    assert_eq!(bed.sources.counters.requests_refused.get(), 1);
 }
