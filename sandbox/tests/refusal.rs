@@ -167,7 +167,9 @@ fn keeps_capabilities_and_no_more() -> Result<()> {
     Ok(())
 }
 
-const CASES: [(&str, fn() -> Result<()>); 5] = [
+type Case = fn() -> Result<()>;
+
+const CASES: [(&str, Case); 5] = [
     ("refuses_what_is_not_in_the_profile", refuses_what_is_not_in_the_profile),
     ("refuses_it_to_threads_before_and_after", refuses_it_to_threads_before_and_after),
     ("a_signal_by_hand_changes_nothing", a_signal_by_hand_changes_nothing),
