@@ -106,7 +106,8 @@ pub fn from_arguments(tool: &str, argv: &[Vec<u8>]) -> Option<Question> {
         } else if is(syntax.values) {
             words.next();
         } else if is(syntax.names) || is(syntax.reverse) {
-            name = name.or(words.next());
+            // An empty one asks for nothing.
+            name = name.or(words.next().filter(|word| !word.is_empty()));
             if is(syntax.reverse) {
                 kind = kind.or(Some("PTR".to_owned()));
             }
@@ -238,6 +239,8 @@ mod tests {
         asks("/lib/ld-musl.so.1 /bin/busybox nslookup example.com", "example.com", "");
         asks("nslookup", "", "");
         asks("nslookup .", ".", "");
+        asks("dig -q ", "", "");
+        asks("dig -x  example.com", "example.com", "PTR");
         assert_eq!(from_arguments("nc", &[b"nc".to_vec(), b"host".to_vec()]), None);
         let odd = from_arguments("host", &[b"host".to_vec(), b"a\x1b\xff".repeat(200)]).unwrap();
         assert!(odd.name.starts_with("a\\027\\255a") && odd.name.len() <= 4 * NAME_MAX);
