@@ -16,12 +16,16 @@
 //! | `ring` | reading events |
 //!
 //! The last six come with the feature `object`.
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
 pub mod abi;
 pub mod cgroup;
 pub mod contents;
 pub mod fingerprint;
 pub mod guard;
 #[cfg(feature = "object")]
+#[allow(unsafe_code)]
 pub mod heap;
 #[cfg(feature = "object")]
 pub mod isolation;

@@ -1,6 +1,8 @@
 //! What each target does with its input, and what must hold for the outcome. The tests of `integration-tests` replay the
 //! corpus through the same functions.
 
+#![forbid(unsafe_code)]
+
 use std::{
     collections::BTreeMap,
     path::{Component, Path},
