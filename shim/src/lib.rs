@@ -17,6 +17,8 @@
 mod args;
 mod bootstrap;
 mod cli;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod guard;
 mod inner;
 mod log;
@@ -49,7 +51,7 @@ const PREFIX: &str = "portcullis: ";
 fn run(arguments: &[OsString]) -> Result<()> {
     let flags = Flags::parse(arguments).context("reading the command line")?;
     if flags.version {
-        return print(concat!(env!("CARGO_BIN_NAME"), ":\n  Version:  ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
+        return print(concat!(env!("CARGO_PKG_NAME"), ":\n  Version:  ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
     }
     if flags.info {
         return print(&cli::info(arguments)?);
@@ -69,7 +71,8 @@ fn print(answer: &[u8]) -> Result<()> {
     stdout.write_all(answer).and_then(|()| stdout.flush()).context("answering containerd")
 }
 
-fn main() -> ExitCode {
+/// The program.
+pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

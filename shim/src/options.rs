@@ -20,7 +20,7 @@ const RUNC: &str = "containerd.runc.v1.Options";
 
 /// Fields of `runtimeoptions.v1.Options`.
 const CONFIG_PATH: u32 = 2;
-const CONFIG_BODY: u32 = 3;
+pub(crate) const CONFIG_BODY: u32 = 3;
 
 /// Field of `containerd.runc.v1.Options` that containerd 2 has retired and older runc shims read.
 const CRIU_PATH: u32 = 8;

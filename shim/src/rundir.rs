@@ -14,7 +14,7 @@ const DEFAULT: &str = "/run/portcullis";
 
 /// The run directory.
 #[derive(Debug, Clone)]
-pub struct RunDir(PathBuf);
+pub struct RunDir(pub(crate) PathBuf);
 
 impl RunDir {
     /// The directory that the environment names; containerd hands its own environment on to shims.

@@ -96,7 +96,8 @@ async fn end_of(mut connection: UnixStream) {
     while !matches!(connection.read(&mut nothing).await, Ok(0) | Err(_)) {}
 }
 
-fn services(inner: &Client, warden: Warden, shims: &Shims) -> Result<HashMap<String, Service>> {
+/// What is served on the socket.
+pub fn services(inner: &Client, warden: Warden, shims: &Shims) -> Result<HashMap<String, Service>> {
     let containers = Arc::new(Containers::new(inner.clone(), warden, shims.clone()));
     let mut services = HashMap::new();
     for service in task::SERVICES {

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| containerd_shim_portcullis_v1::fuzzing::bootstrap(data));
