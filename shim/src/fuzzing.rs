@@ -225,10 +225,9 @@ mod tests {
 
     #[test]
     fn corpus() {
-        let targets: [(&str, fn(&[u8])); 4] =
-            [("options", options), ("oci-spec", oci_spec), ("bootstrap", bootstrap), ("proxy", proxy)];
-        for (name, target) in targets {
-            replay(name, target);
-        }
+        replay("options", options);
+        replay("oci-spec", oci_spec);
+        replay("bootstrap", bootstrap);
+        replay("proxy", proxy);
     }
 }
