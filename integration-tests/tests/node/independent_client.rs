@@ -15,8 +15,8 @@ use crate::{LAST, Test, stopped};
 
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/client/signals.py");
 
-/// Few, so that there are more pages than one.
-const PAGE_SIZE: usize = 3;
+/// Few enough for several pages, and enough that all calls are within what a user may do.
+const PAGE_SIZE: usize = 25;
 
 /// The test, where there is a Python for it: virtual machines have none. `scripts/test host` insists on one.
 pub fn test(setup: &Setup) -> Option<Test> {
