@@ -23,7 +23,7 @@ use crate::{
     Backend,
     abi::PinPlace,
     guard::GuardError,
-    pins::{Attach, CGROUP_ATTACH, LSM_PROGRAMS, Pins, node_programs},
+    pins::{Attach, LSM_PROGRAMS, Pins, node_programs},
     tables::Tables,
 };
 
@@ -209,26 +209,21 @@ fn attach_for_node(object: &mut Ebpf, name: &'static str, attach: Attach) -> Res
     .map_err(refused)
 }
 
-/// Asks the kernel whether it takes the programs of a backend; nothing is pinned or attached.
-pub(crate) fn try_load(btf: &Btf, backend: Backend) -> Result<(), LoadError> {
+/// Asks the kernel whether it takes the programs of a backend; nothing is pinned or attached. What is told of those that it
+/// need not take ([`Attach::Entry`]).
+pub(crate) fn try_load(btf: &Btf, backend: Backend) -> Result<Result<(), LoadError>, LoadError> {
     let mut object = open_object(None, btf)?;
     if backend == Backend::Lsm {
         for (name, hook) in LSM_PROGRAMS {
             load_lsm(&mut object, btf, name, hook)?;
         }
     }
-    for (name, attach) in node_programs(backend) {
-        if !matches!(attach, Attach::Entry(_)) {
-            load_for_node(&mut object, btf, name, *attach)?;
-        }
+    let mut optional = Ok(());
+    for &(name, attach) in node_programs(backend) {
+        let loaded = load_for_node(&mut object, btf, name, attach);
+        if matches!(attach, Attach::Entry(_)) { optional = loaded } else { loaded? }
     }
-    Ok(())
-}
-
-/// Asks the kernel whether it tells of processes that leave their cgroup.
-pub(crate) fn try_cgroup_attach(btf: &Btf) -> Result<(), LoadError> {
-    let (name, attach) = CGROUP_ATTACH;
-    load_for_node(&mut open_object(None, btf)?, btf, name, attach)
+    Ok(optional)
 }
 
 /// Puts a new pin in an old one's place in one step, so that a shim always finds one or the other.

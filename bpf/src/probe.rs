@@ -119,9 +119,12 @@ fn active_lsms() -> Check {
     }
 }
 
-fn loads(name: &'static str, btf: &Result<Btf, LoadError>, backend: Backend) -> Check {
+/// Whether the kernel takes a backend's programs, and what tells of processes that leave their container's cgroup.
+fn loads(name: &'static str, btf: &Result<Btf, LoadError>, backend: Backend) -> (Check, Check) {
     let refused = match btf.as_ref().map(|btf| loader::try_load(btf, backend)) {
-        Ok(Ok(())) => return Check::ok(name, "the kernel takes the programs"),
+        Ok(Ok(told)) => {
+            return (Check::ok(name, "the kernel takes the programs"), cgroup_moves(told.map_err(|e| explain(&e))));
+        }
         Ok(Err(error)) => explain(&error),
         Err(error) => explain(error),
     };
@@ -131,16 +134,14 @@ fn loads(name: &'static str, btf: &Result<Btf, LoadError>, backend: Backend) -> 
         }
         Backend::Tracepoint => "kernel 5.17 or newer with BTF, and root (CAP_BPF, CAP_PERFMON)",
     };
-    Check::failed(name, refused, remedy)
+    (Check::failed(name, refused.clone(), remedy), cgroup_moves(Err(refused)))
 }
 
 /// Not what guards, but what tells that somebody gets away from it.
-fn cgroup_attach(btf: &Result<Btf, LoadError>) -> Check {
+fn cgroup_moves(told: Result<(), String>) -> Check {
     const NAME: &str = "cgroup-moves";
-    let refused = match btf.as_ref().map(loader::try_cgroup_attach) {
-        Ok(Ok(())) => return Check::ok(NAME, "processes that leave their container's cgroup are told"),
-        Ok(Err(error)) => explain(&error),
-        Err(error) => explain(error),
+    let Err(refused) = told else {
+        return Check::ok(NAME, "processes that leave their container's cgroup are told");
     };
     Check {
         name: NAME,
@@ -158,8 +159,8 @@ pub fn node() -> Report {
     let cgroup = cgroup_v2();
     let lsms = active_lsms();
     let types = loader::kernel_btf();
-    let lsm = loads("lsm-programs", &types, Backend::Lsm);
-    let tracepoint = loads("tracepoint-program", &types, Backend::Tracepoint);
+    let (lsm, _) = loads("lsm-programs", &types, Backend::Lsm);
+    let (tracepoint, cgroup_moves) = loads("tracepoint-program", &types, Backend::Tracepoint);
     let common = btf.is_ok() && cgroup.is_ok();
     let (backend, reason) = if common && lsms.is_ok() && lsm.is_ok() {
         (Some(Backend::Lsm), "the kernel has an active BPF LSM and takes the programs".to_owned())
@@ -170,8 +171,7 @@ pub fn node() -> Report {
         let why = [&btf, &cgroup, &tracepoint].into_iter().find(|check| !check.is_ok());
         (None, why.map_or_else(String::new, |check| check.detail.clone()))
     };
-    let mut checks =
-        vec![Check::ok("kernel", kernel.clone()), btf, cgroup, lsms, lsm, tracepoint, cgroup_attach(&types)];
+    let mut checks = vec![Check::ok("kernel", kernel.clone()), btf, cgroup, lsms, lsm, tracepoint, cgroup_moves];
     if backend == Some(Backend::Tracepoint) {
         // The node does its work all the same: what only the better backend needs is no failure.
         for check in checks.iter_mut().filter(|check| !check.is_ok()) {
