@@ -36,7 +36,7 @@ use portcullis_proto::v1::{
     signal_service_server::SignalServiceServer, triage_service_server::TriageServiceServer,
 };
 use tokio::{net::UnixListener, sync};
-use tonic::{service::InterceptorLayer, transport::Server};
+use tonic::transport::Server;
 
 use self::{
     containers::ContainerApi, containment::ContainmentApi, node::NodeApi, policies::PolicyApi, rate::Rate,
@@ -140,10 +140,9 @@ pub async fn serve(
     let triage = TriageApi(sources.clone());
     let mut stopped = shutdown.clone();
     let connections = connections::accept(listener, Arc::clone(&sources.counters));
-    let rate = Rate::new(Arc::clone(&sources.counters));
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
-        .layer(InterceptorLayer::new(move |request| rate.admit(request)))
+        .layer(Rate::new(Arc::clone(&sources.counters)))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

@@ -1,14 +1,22 @@
-//! How many calls a user may make: a token bucket each, so that nobody keeps the agent from serving others.
+//! How many calls a user may make: a token bucket each, so that nobody keeps the agent from serving others. Who makes one call
+//! after the other only has to wait; refused is who does not wait for the answers.
 //!
 //! As for containers' signals, of a bucket only the moment is kept at which it is full again; a full one is as good as none.
 
 use std::{
     collections::HashMap,
+    mem,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use tonic::{Request, Status};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{BoxFuture, http},
+};
+use tower::{Layer, Service};
 
 use super::peer;
 use crate::counters::Counters;
@@ -17,6 +25,8 @@ use crate::counters::Counters;
 pub const BURST: u32 = 500;
 /// Time after which there is one more; in the long run 50 a second.
 const REFILL: Duration = Duration::from_millis(20);
+/// Calls that wait for their turn.
+pub const WAITING: u32 = 100;
 
 /// The buckets. Cheap to clone.
 #[derive(Clone)]
@@ -32,25 +42,66 @@ impl Rate {
         Self { full_at: Arc::default(), counters }
     }
 
-    /// Lets a call through, or not.
-    pub fn admit(&self, request: Request<()>) -> Result<Request<()>, Status> {
-        let uid = peer::caller(&request).map(|caller| caller.uid);
-        if self.allow(uid, Instant::now()) {
-            return Ok(request);
-        }
-        self.counters.requests_refused.increment();
-        Err(Status::resource_exhausted("this user makes too many calls: 50 a second, or 500 at once, are served"))
-    }
-
-    fn allow(&self, uid: Option<u32>, now: Instant) -> bool {
+    /// How long a call has to wait; none that may not be made.
+    fn turn(&self, uid: Option<u32>, now: Instant) -> Option<Duration> {
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         full_at.retain(|_, full_at| *full_at > now);
         let then = full_at.get(&uid).copied().unwrap_or(now) + REFILL;
-        let allowed = then - now <= REFILL * BURST;
+        let wait = (then - now).saturating_sub(REFILL * BURST);
+        let allowed = wait <= REFILL * WAITING;
         if allowed {
             full_at.insert(uid, then);
         }
-        allowed
+        allowed.then_some(wait)
+    }
+}
+
+impl<S> Layer<S> for Rate {
+    type Service = Limited<S>;
+
+    fn layer(&self, inner: S) -> Limited<S> {
+        Limited { inner, rate: self.clone() }
+    }
+}
+
+/// Services whose calls wait for their turn.
+#[derive(Clone)]
+pub struct Limited<S> {
+    inner: S,
+    rate: Rate,
+}
+
+impl<S, B> Service<http::Request<B>> for Limited<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<S::Response, S::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let uid = peer::by_connection(request.extensions()).map(|caller| caller.uid);
+        let Some(wait) = self.rate.turn(uid, Instant::now()) else {
+            self.rate.counters.requests_refused.increment();
+            let refusal =
+                Status::resource_exhausted("this user makes too many calls: 50 a second, or 500 at once, are served");
+            return Box::pin(async { Ok(refusal.into_http()) });
+        };
+        // What is ready is this one, not its clone.
+        let next = self.inner.clone();
+        let mut inner = mem::replace(&mut self.inner, next);
+        Box::pin(async move {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            inner.call(request).await
+        })
     }
 }
 
@@ -62,13 +113,31 @@ mod tests {
     fn each_user_has_a_burst_and_then_a_rate() {
         let rate = Rate::new(Arc::default());
         let start = Instant::now();
-        let allowed = |uid, now| (0..2 * BURST).filter(|_| rate.allow(Some(uid), now)).count();
-        assert_eq!(allowed(1000, start), 500);
-        assert_eq!(allowed(1000, start), 0);
-        assert_eq!(allowed(0, start), 500);
-        assert_eq!(allowed(1000, start + Duration::from_secs(1)), 50);
-        assert_eq!(allowed(1000, start + Duration::from_secs(60)), 500);
-        assert!(rate.allow(None, start + Duration::from_secs(120)));
+        // At once, after a wait, and not at all.
+        let calls = |uid, now| {
+            let turns: Vec<_> = (0..2 * BURST).map(|_| rate.turn(Some(uid), now)).collect();
+            [
+                turns.iter().filter(|turn| turn.is_some_and(|wait| wait.is_zero())).count(),
+                turns.iter().flatten().count(),
+            ]
+        };
+        assert_eq!(calls(1000, start), [500, 600]);
+        assert_eq!(calls(1000, start), [0, 0]);
+        assert_eq!(calls(0, start), [500, 600]);
+        assert_eq!(calls(1000, start + Duration::from_secs(1)), [0, 50]);
+        assert_eq!(calls(1000, start + Duration::from_secs(60)), [500, 600]);
+        assert_eq!(rate.turn(None, start + Duration::from_secs(120)), Some(Duration::ZERO));
         assert_eq!(rate.full_at.lock().unwrap().len(), 1, "full buckets are forgotten");
+    }
+
+    #[test]
+    fn who_waits_for_the_answers_is_never_refused() {
+        let rate = Rate::new(Arc::default());
+        let start = Instant::now();
+        let mut now = start;
+        for _ in 0..5 * BURST {
+            now += rate.turn(Some(1000), now).unwrap();
+        }
+        assert_eq!(now - start, REFILL * 4 * BURST);
     }
 }

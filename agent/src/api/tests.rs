@@ -890,15 +890,31 @@ async fn a_user_has_so_many_connections() {
 #[tokio::test]
 async fn a_user_may_call_so_often() {
     let bed = bed();
+    // One call after the other: some have to wait.
     let mut node = NodeServiceClient::new(bed.channel().await);
-    let mut answered = 0;
-    let refusal = loop {
-        match node.get_status(GetStatusRequest {}).await {
-            Ok(_) => answered += 1,
-            Err(status) => break status,
+    for _ in 0..rate::BURST + 50 {
+        node.get_status(GetStatusRequest {}).await.unwrap();
+    }
+    assert_eq!(bed.sources.counters.requests_refused.get(), 0);
+    // More than may wait, all at once.
+    let mut calls = JoinSet::new();
+    for _ in 0..8 {
+        let node = NodeServiceClient::new(bed.channel().await);
+        for _ in 0..MAX_STREAMS {
+            let mut node = node.clone();
+            calls.spawn(async move { node.get_status(GetStatusRequest {}).await.map(drop) });
         }
-    };
-    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal}");
-    assert!(answered >= rate::BURST, "{answered}");
-    assert_eq!(bed.sources.counters.requests_refused.get(), 1);
+    }
+    let outcomes = calls.join_all().await;
+    let refusals: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+    assert!(
+        !refusals.is_empty() && refusals.iter().all(|status| status.code() == Code::ResourceExhausted),
+        "{refusals:?}"
+    );
+    assert!(
+        outcomes.len() - refusals.len() >= rate::WAITING as usize,
+        "{} were answered",
+        outcomes.len() - refusals.len()
+    );
+    assert_eq!(bed.sources.counters.requests_refused.get(), refusals.len() as u64);
 }
