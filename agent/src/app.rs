@@ -21,7 +21,7 @@ use crate::{
     containment::{Containment, Means},
     counters::Counters,
     enforcement::{self, Cause, Enforcement, Overrides, PolicyTables},
-    events::{EventLoop, EventsError, Stop},
+    events::{EventLoop, EventsError, Outlet, Stop},
     export::{Exporter, Progress, Sink, jsonl::JsonLines, ocsf, otlp::Otlp},
     image,
     kernel::{self, Kernel},
@@ -144,7 +144,7 @@ impl App {
             containers.clone(),
             enforcement.clone(),
             tools,
-            signals,
+            Outlet { signals, store: &store },
             Arc::clone(&counters),
         )?;
         let (ended, events_ended) = oneshot::channel();

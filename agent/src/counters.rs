@@ -109,6 +109,8 @@ counters! {
         repeats_lost,
         /// Events told by their number only, in a signal `signals_suppressed`, because their container made too many.
         signals_suppressed,
+        /// Events that the kernel counted and that are in no signal, told by number in a signal `events_lost` of their container.
+        events_untold,
         /// Signals that retention removed before an exporter had handed them over.
         export_gap,
         /// Findings that an exporter's receiver refused for what they are.

@@ -28,6 +28,7 @@ mod config;
 mod containerd;
 mod containers;
 mod containment;
+mod count;
 mod counters;
 mod enforcement;
 mod events;

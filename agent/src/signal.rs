@@ -22,6 +22,8 @@ use crate::{
 pub const RULE_NET_UTIL: &str = "net_util_in_container";
 /// What a container does more of than is told one by one.
 pub const RULE_SUPPRESSED: &str = "signals_suppressed";
+/// Events of a container that are in no signal.
+pub const RULE_LOST: &str = "events_lost";
 /// An operator has contained a container, or tried to.
 pub const RULE_CONTAINMENT: &str = "containment";
 /// An operator has taken containment back, or tried to.
@@ -175,22 +177,44 @@ pub fn unguarded(container: &Container, reason: &str) -> v1::Signal {
 
 /// The signal of a container that makes too many, without its numbers. `wall_ns`: when that began, nanoseconds since 1970.
 pub fn suppressed(cgroup_id: u64, container: Option<&Container>, wall_ns: u64) -> v1::Signal {
+    about_events(RULE_SUPPRESSED, cgroup_id, container, wall_ns, |place| {
+        format!(
+            "container {place} makes more than {PER_SECOND} signals a second after the first {BURST}: the others are told by \
+             number only"
+        )
+    })
+}
+
+/// The signal of a container of which something was lost, without its numbers. `wall_ns`: when that was found, nanoseconds since 1970.
+pub fn lost(cgroup_id: u64, container: Option<&Container>, wall_ns: u64) -> v1::Signal {
+    about_events(RULE_LOST, cgroup_id, container, wall_ns, |place| {
+        format!(
+            "events of container {place} are in no signal, and are told by number only: the ring buffer was full, the agent ended \
+             before it had stored them, or its database did not take them"
+        )
+    })
+}
+
+fn about_events(
+    rule: &str,
+    cgroup_id: u64,
+    container: Option<&Container>,
+    wall_ns: u64,
+    message: impl FnOnce(&str) -> String,
+) -> v1::Signal {
     let place = match container {
         Some(container) => text::escaped(&container.record.container_id),
         None => format!("with cgroup {cgroup_id}"),
     };
     v1::Signal {
-        rule: RULE_SUPPRESSED.to_owned(),
+        rule: rule.to_owned(),
         // It may be to hide something.
         severity: v1::Severity::High.into(),
         time: Some(timestamp(wall_ns)),
         container: Some(known_or_cgroup(container, cgroup_id)),
         policy: container.map(|container| container.standing.policy.clone()).unwrap_or_default(),
         backend: container.map_or(v1::Backend::Unspecified, |container| backend(container.record.backend)).into(),
-        message: format!(
-            "container {place} makes more than {PER_SECOND} signals a second after the first {BURST}: the others are told by \
-             number only"
-        ),
+        message: message(&place),
         ..v1::Signal::default()
     }
 }

@@ -201,6 +201,7 @@ pub fn record(cgroup_id: u64, container_id: &str) -> ContainerRecord {
         annotations: [].into(),
         created_ns: 1_700_000_000_000_000_000,
         ended_ns: None,
+        counts: None,
     }
 }
 

@@ -226,13 +226,19 @@ impl Guard {
         self.stats.get(&cgroup_id, 0).ok()
     }
 
+    /// What the kernel counted for all containers.
+    pub fn all_stats(&self) -> Vec<(u64, ContainerStats)> {
+        self.stats.iter().filter_map(Result::ok).collect()
+    }
+
     /// The ids of all containers in the table.
     pub fn containers(&self) -> Vec<u64> {
         self.containers.keys().filter_map(Result::ok).collect()
     }
 
-    /// Takes a container's guard away: links, then table entries. What is not there is no error.
-    pub fn release(&mut self, cgroup_id: u64) -> Result<(), GuardError> {
+    /// Takes a container's guard away: links, then table entries. What is not there is no error. Returns what the kernel has
+    /// counted, if it was there.
+    pub fn release(&mut self, cgroup_id: u64) -> Result<Option<ContainerStats>, GuardError> {
         let directory = self.pins.container_links(cgroup_id);
         match fs::read_dir(&directory) {
             Ok(entries) => {
@@ -248,7 +254,10 @@ impl Guard {
             Err(source) => return Err(GuardError::Bpffs { path: directory, source }),
         }
         remove(&mut self.containers, "containers", &cgroup_id)?;
-        remove(&mut self.stats, "container_stats", &cgroup_id)
+        // Nothing is counted any more.
+        let stats = self.stats(cgroup_id);
+        remove(&mut self.stats, "container_stats", &cgroup_id)?;
+        Ok(stats)
     }
 }
 

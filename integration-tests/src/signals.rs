@@ -195,6 +195,9 @@ pub struct Containment {
 #[allow(missing_docs)]
 pub struct Counters {
     pub matched: u64,
+    pub blocked: u64,
+    pub killed: u64,
+    pub lost: u64,
     pub excepted: u64,
 }
 

@@ -76,6 +76,21 @@ pub struct ContainerRecord {
     pub created_ns: u64,
     /// Set when the container has ended and its guard is removed.
     pub ended_ns: Option<u64>,
+    /// Set with [`Self::ended_ns`]: what the kernel has counted; `None` when it was not guarded, or its shim did not tell.
+    #[serde(default)]
+    pub counts: Option<Counts>,
+}
+
+/// What the kernel has counted for a container in its whole life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// Events, whether or not they fitted into the ring buffer.
+    pub matched: u64,
+    /// Of these: refused.
+    pub blocked: u64,
+    /// Of these: ended by SIGKILL.
+    pub killed: u64,
 }
 
 /// Bytes of annotations that a record holds at most, keys and values together.

@@ -24,6 +24,7 @@ use super::*;
 use crate::{
     clock::{now_ns, timestamp},
     containment::Means,
+    count::Count,
     enforcement::Cause,
     image::{Item, complete_signals},
     records::RecordName,
@@ -225,7 +226,10 @@ async fn a_watch_tells_of_repeats() {
     let repeat = async |number, count| {
         let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
         let changed = Signal { count, last_time: Some(timestamp(now_ns())), ..Signal::default() };
-        bed.sender.send(Command::Update(Update::new(origin, 1, &changed))).await.unwrap();
+        bed.sender
+            .send(Command::Update(Update::new(origin, Count { all: 1, ..Count::default() }, &changed)))
+            .await
+            .unwrap();
     };
     repeat(2, 2).await;
     repeat(1, 5).await;
@@ -393,7 +397,10 @@ async fn summaries_count_what_is_alike() {
     bed.stored(30).await;
     let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: 9 };
     let changed = Signal { count: 100, last_time: Some(timestamp(now_ns())), ..Signal::default() };
-    bed.sender.send(Command::Update(Update::new(origin, 99, &changed))).await.unwrap();
+    bed.sender
+        .send(Command::Update(Update::new(origin, Count { all: 99, ..Count::default() }, &changed)))
+        .await
+        .unwrap();
     bed.sources.store.revision().wait_for(|revision| *revision > 0).await.unwrap();
     let mut client = bed.signals().await;
     let mut ask = async |group_by: &[SummaryKey], expression: &str, limit| {
@@ -433,7 +440,10 @@ async fn lists_have_other_orders_and_expressions() {
     for (number, count) in [(3, 7), (12, 7), (20, 9)] {
         let origin = Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number };
         let changed = Signal { count, last_time: Some(timestamp(now_ns())), ..Signal::default() };
-        bed.sender.send(Command::Update(Update::new(origin, 1, &changed))).await.unwrap();
+        bed.sender
+            .send(Command::Update(Update::new(origin, Count { all: 1, ..Count::default() }, &changed)))
+            .await
+            .unwrap();
     }
     let mut client = bed.signals().await;
     let mut list = async |order: SignalOrder, expression: &str| {

@@ -13,12 +13,14 @@ use std::{
     mem,
 };
 
-use portcullis_bpf::abi::{Event, flags};
+use portcullis_bpf::abi::{Event, Verdict, flags};
 use portcullis_policy::repeat::{Key, Repeat};
 use portcullis_proto::v1;
 
 use crate::{
     clock::{BootOffset, timestamp},
+    count::Count,
+    signal,
     store::entry::{Origin, Update},
     text,
 };
@@ -46,6 +48,7 @@ pub struct Common {
 #[derive(Debug)]
 struct Folded {
     origin: Origin,
+    verdict: Verdict,
     until_ns: u64,
     /// Hash of the first one's argv.
     argv: u64,
@@ -122,6 +125,7 @@ impl Folding {
         self.order.insert((until_ns, common));
         let folded = Folded {
             origin,
+            verdict: event.verdict,
             until_ns,
             argv: self.hasher.hash_one(&event.argv),
             count: 1,
@@ -180,7 +184,8 @@ impl Folded {
             occurrences: self.occurrences.iter().cloned().collect(),
             ..v1::Signal::default()
         };
-        (added > 0).then(|| Update::new(self.origin, added, &changed()))
+        let added_count = Count::many(added, signal::verdict(self.verdict));
+        (added > 0).then(|| Update::new(self.origin, added_count, &changed()))
     }
 }
 
@@ -204,7 +209,6 @@ fn occurrence(event: &Event, wall_ns: u64, differs: bool) -> v1::Occurrence {
 mod tests {
     use std::time::Duration;
 
-    use portcullis_bpf::abi::Verdict;
     use portcullis_policy::repeat::Keys;
 
     use super::*;
@@ -239,7 +243,7 @@ mod tests {
             (0..7500).filter(|&seconds| !see(&mut folding, &event(seconds), Repeat::default())).collect();
         assert_eq!(firsts, [0, 3600, 7200]);
         let updates = folding.updates();
-        let told: Vec<_> = updates.iter().map(|update| (update.origin, update.added, update.count())).collect();
+        let told: Vec<_> = updates.iter().map(|update| (update.origin, update.added.all, update.count())).collect();
         assert_eq!(
             told,
             [(0, 3599, 3600), (3600, 3599, 3600), (7200, 299, 300)].map(|(first, added, count)| (
@@ -251,7 +255,7 @@ mod tests {
         assert!(!folding.has_changed() && folding.updates().is_empty());
         assert!(see(&mut folding, &event(7500), Repeat::default()));
         let [update] = &folding.updates()[..] else { panic!("one has changed") };
-        assert_eq!((update.added, update.count()), (1, 301), "the whole count, and what is new of it");
+        assert_eq!((update.added.all, update.count()), (1, 301), "the whole count, and what is new of it");
     }
 
     #[test]

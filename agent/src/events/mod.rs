@@ -12,10 +12,12 @@
 //! | [`activity`] | what reported processes do on the network, on its way to their signals |
 //! | [`rates`] | how many new signals a container may make |
 //! | [`suppressed`] | what is more than that, told by number |
+//! | [`accounts`] | what is missing, told by number |
 //!
 //! When the stage behind is busy this thread waits: events then stay in the ring buffer, which survives the agent, and
 //! what does not fit in there is counted by the kernel.
 
+mod accounts;
 mod activity;
 mod folding;
 mod probes;
@@ -35,10 +37,10 @@ use std::{
 };
 
 use portcullis_bpf::{
-    abi::{Event, Verdict},
+    abi::{ContainerStats, Event, Verdict},
     guard::{Guard, GuardError},
     pins::Pins,
-    ring::{Activities, Events},
+    ring::Activities,
 };
 use portcullis_proto::v1;
 use rustix::{
@@ -49,8 +51,16 @@ use tokio::sync::mpsc;
 
 pub use self::rates::{BURST, PER_SECOND};
 use self::{
-    folding::Folding, probes::Probes, rates::Rates, repeats::Repeats, rings::Rings, suppressed::Suppressed,
-    sweep::Sweep, tracker::Tracker, watch::Watch,
+    accounts::Accounts,
+    folding::Folding,
+    probes::Probes,
+    rates::Rates,
+    repeats::Repeats,
+    rings::{Ring, Rings},
+    suppressed::Suppressed,
+    sweep::Sweep,
+    tracker::Tracker,
+    watch::Watch,
 };
 use crate::{
     clock::{BootOffset, boot_ns},
@@ -60,7 +70,11 @@ use crate::{
     image::{Item, Pending},
     records::{RecordDirectory, RecordName},
     signal,
-    store::entry::{Origin, Process},
+    store::{
+        Store,
+        accounts::Dropped,
+        entry::{Origin, Process},
+    },
     tools::Tools,
 };
 
@@ -71,6 +85,8 @@ const ACTIVITY_ROUND: usize = 1024;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// At most so often the store is told what became of a signal that it has.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// At most so often the kernel's numbers are read, while events come.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// While ended containers wait to be collected.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -109,6 +125,14 @@ impl Stop {
     }
 }
 
+/// Where signals go.
+pub struct Outlet<'a> {
+    /// The stage before the store.
+    pub signals: mpsc::Sender<Item>,
+    /// Where they are in the end.
+    pub store: &'a Store,
+}
+
 /// The thread's state.
 pub struct EventLoop {
     rings: Rings,
@@ -125,6 +149,10 @@ pub struct EventLoop {
     rates: Rates,
     suppressed: Suppressed,
     activity: activity::Pending,
+    accounts: Accounts,
+    /// What the store did not take.
+    dropped: Dropped,
+    looked: Instant,
     updated: Instant,
     /// The counter of repeats that came too late for their signal, as it was when last looked at.
     repeats_lost: u64,
@@ -140,9 +168,10 @@ impl EventLoop {
         containers: Containers,
         enforcement: Enforcement,
         tools: Tools,
-        signals: mpsc::Sender<Item>,
+        sink: Outlet<'_>,
         counters: Arc<Counters>,
     ) -> Result<(Self, Stop), EventsError> {
+        let Outlet { signals, store } = sink;
         let others = pins.others().map_err(EventsError::Versions)?;
         let rings = Rings::open(pins, &others)?;
         let guard = Guard::open(pins.clone())?;
@@ -157,6 +186,7 @@ impl EventLoop {
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| EventsError::Poll(e.into()))?;
         let stop = Arc::new(stop);
         let sweep = Sweep::new(guard, others, run_dir, Arc::clone(&counters));
+        let accounts = Accounts::new(store.take_accounts(), &sweep.stats());
         let handle = Stop(Arc::clone(&stop));
         let this = Self {
             rings,
@@ -173,6 +203,9 @@ impl EventLoop {
             rates: Rates::default(),
             suppressed: Suppressed::default(),
             activity: activity::Pending::default(),
+            accounts,
+            dropped: store.dropped().clone(),
+            looked: Instant::now(),
             updated: Instant::now(),
             repeats_lost: 0,
             signals,
@@ -194,15 +227,26 @@ impl EventLoop {
             if self.has_updates() && self.updated.elapsed() >= UPDATE_INTERVAL {
                 self.send_updates()?;
             }
+            self.accounts.conclude(self.rings.read_to_ns());
+            if self.accounts.have_changed() && self.looked.elapsed() >= LOOK_INTERVAL {
+                self.look();
+            }
             if drained {
-                self.tracker.collect(started);
+                self.collect(started)?;
             }
             if next_sweep <= Instant::now() {
                 next_sweep = Instant::now() + SWEEP_INTERVAL;
                 self.tracker.scan().map_err(EventsError::Records)?;
-                for pins in self.sweep.run(&mut self.tracker, &self.containers, drained) {
+                let swept = self.sweep.run(&mut self.tracker, &self.containers, drained);
+                for pins in swept.removed {
                     self.rings.close(&pins);
                 }
+                for (cgroup_id, counts) in swept.orphans {
+                    self.accounts.finish(cgroup_id, counts);
+                }
+                self.accounts.drop(self.dropped.take());
+                let stats = self.look();
+                self.accounts.prune(&stats, &self.containers);
                 self.enforcement.settle();
                 self.tracker.send_new()?;
                 self.containers.want_unanswered_images();
@@ -218,6 +262,36 @@ impl EventLoop {
         }
     }
 
+    /// Reads the kernel's numbers.
+    fn look(&mut self) -> Vec<(u64, ContainerStats)> {
+        self.looked = Instant::now();
+        let stats = self.sweep.stats();
+        self.accounts.look(&stats, boot_ns());
+        stats
+    }
+
+    /// Forgets containers that have ended, once all is told of them.
+    fn collect(&mut self, reading_began: Instant) -> Result<(), EventsError> {
+        let collected = self.tracker.collectable(reading_began);
+        if collected.is_empty() {
+            return Ok(());
+        }
+        let cgroup = |name: &RecordName| if let RecordName::Cgroup(id) = name { Some(*id) } else { None };
+        for (name, counts) in &collected {
+            if let Some(cgroup_id) = cgroup(name) {
+                self.accounts.finish(cgroup_id, *counts);
+            }
+        }
+        self.send_updates()?;
+        for (name, _) in &collected {
+            if let Some(cgroup_id) = cgroup(name) {
+                self.accounts.forget(cgroup_id);
+            }
+            self.tracker.remove(name);
+        }
+        Ok(())
+    }
+
     fn timeout(&self, next_sweep: Instant) -> Duration {
         let mut timeout = next_sweep.saturating_duration_since(Instant::now());
         if self.tracker.has_ended() {
@@ -226,11 +300,19 @@ impl EventLoop {
         if self.has_updates() {
             timeout = timeout.min(UPDATE_INTERVAL.saturating_sub(self.updated.elapsed()));
         }
+        if self.accounts.are_looked_at() {
+            timeout = timeout.min(UPDATE_INTERVAL);
+        } else if self.accounts.have_changed() {
+            timeout = timeout.min(LOOK_INTERVAL.saturating_sub(self.looked.elapsed()));
+        }
         timeout
     }
 
     fn has_updates(&self) -> bool {
-        self.folding.has_changed() || self.suppressed.has_changed() || self.activity.has_changed()
+        self.folding.has_changed()
+            || self.suppressed.has_changed()
+            || self.activity.has_changed()
+            || self.accounts.has_news()
     }
 
     /// Tells the store what became of signals that it has.
@@ -247,7 +329,18 @@ impl EventLoop {
         for item in updates.chain(self.suppressed.items(&self.containers, BootOffset::now())) {
             self.send(item)?;
         }
-        self.send_activity()
+        self.send_activity()?;
+        self.accounts.drop(self.dropped.take());
+        let (items, lost) = self.accounts.items(&self.containers, BootOffset::now(), boot_ns());
+        if lost > 0 {
+            if self.counters.events_untold.get() == 0 {
+                tracing::warn!(
+                    "events of a container are in no signal: how many is told in a signal events_lost; said once"
+                );
+            }
+            self.counters.events_untold.add(lost);
+        }
+        items.into_iter().try_for_each(|item| self.send(item))
     }
 
     fn send_activity(&mut self) -> Result<(), EventsError> {
@@ -287,18 +380,25 @@ impl EventLoop {
     fn read_events(&mut self) -> Result<bool, EventsError> {
         let offset = BootOffset::now();
         let mut rings = std::mem::take(&mut self.rings);
-        let drained = rings
-            .iter_mut()
-            .try_fold(true, |drained, ring| Ok(self.read_some_events(&mut ring.events, offset)? && drained));
+        let drained =
+            rings.iter_mut().try_fold(true, |drained, ring| Ok(self.read_some_events(ring, offset)? && drained));
         self.rings = rings;
         drained
     }
 
-    fn read_some_events(&mut self, ring: &mut Events, offset: BootOffset) -> Result<bool, EventsError> {
+    fn read_some_events(&mut self, ring: &mut Ring, offset: BootOffset) -> Result<bool, EventsError> {
+        let began_ns = boot_ns();
         for _ in 0..ROUND {
-            match ring.next_event() {
-                None => return Ok(true),
-                Some(Ok(event)) => self.handle(&event, offset)?,
+            match ring.events.next_event() {
+                None => {
+                    ring.read_to_ns = began_ns;
+                    return Ok(true);
+                }
+                Some(Ok(event)) => {
+                    ring.read_to_ns = event.time_ns;
+                    self.accounts.see(&event);
+                    self.handle(&event, offset)?;
+                }
                 Some(Err(error)) => {
                     self.counters.decode_errors.increment();
                     tracing::warn!(%error, "a record of the ring buffer is no event");
@@ -364,6 +464,7 @@ impl EventLoop {
         let probes::Answer { origin: came_by, forgotten } = self.probes.judge(event);
         self.counters.probes_forgotten.add(forgotten);
         if self.is_omitted(event) {
+            self.accounts.omit(event);
             return Ok(());
         }
         let repeat = self.tools.repeat(event);

@@ -15,11 +15,13 @@ pub struct Ring {
     pins: Pins,
     pub events: Events,
     pub activities: Activities,
+    /// What is of an earlier time has been read, but for what was on its way into it. `CLOCK_BOOTTIME`.
+    pub read_to_ns: u64,
 }
 
 impl Ring {
     fn open(pins: &Pins) -> Result<Self, GuardError> {
-        Ok(Self { pins: pins.clone(), events: Events::open(pins)?, activities: Activities::open(pins)? })
+        Ok(Self { pins: pins.clone(), events: Events::open(pins)?, activities: Activities::open(pins)?, read_to_ns: 0 })
     }
 }
 
@@ -50,6 +52,11 @@ impl Rings {
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Ring> {
         self.0.iter_mut()
+    }
+
+    /// The least of all [`Ring::read_to_ns`].
+    pub fn read_to_ns(&self) -> u64 {
+        self.0.iter().map(|ring| ring.read_to_ns).min().unwrap_or_default()
     }
 
     /// What becomes readable when there is something to read.

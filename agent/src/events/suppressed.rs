@@ -12,6 +12,7 @@ use portcullis_proto::v1;
 use crate::{
     clock::{BootOffset, timestamp},
     containers::Containers,
+    count::Count,
     image::{Item, Pending},
     records::RecordName,
     signal,
@@ -41,8 +42,8 @@ struct Record {
     last_ns: u64,
     counts: BTreeMap<(String, i32), u64>,
     count: u64,
-    /// The count that the store was told.
-    told: u64,
+    /// Of these, what the store was not told.
+    untold: Count,
 }
 
 impl Suppressed {
@@ -54,7 +55,7 @@ impl Suppressed {
             last_ns: event.time_ns,
             counts: BTreeMap::new(),
             count: 0,
-            told: 0,
+            untold: Count::default(),
         };
         let record = self.records.entry(event.cgroup_id).or_insert_with(new);
         if record.has_ended(event.time_ns) {
@@ -72,16 +73,15 @@ impl Suppressed {
     /// What the store has not been told yet.
     pub fn items(&mut self, containers: &Containers, offset: BootOffset) -> Vec<Item> {
         self.changed = false;
-        let changed =
-            self.ended.iter_mut().chain(self.records.values_mut()).filter(|record| record.count > record.told);
-        let items = changed.flat_map(|record| record.items(containers, offset)).collect();
+        let changed = self.ended.iter_mut().chain(self.records.values_mut()).filter(|record| !record.untold.is_none());
+        let items = changed.map(|record| record.item(containers, offset)).collect();
         self.ended.clear();
         items
     }
 
     /// Forgets those whose window has ended.
     pub fn prune(&mut self, now_ns: u64) {
-        self.records.retain(|_, record| record.count > record.told || !record.has_ended(now_ns));
+        self.records.retain(|_, record| !record.untold.is_none() || !record.has_ended(now_ns));
     }
 
     /// Begins anew: the signals are gone.
@@ -96,8 +96,8 @@ impl Record {
     }
 
     fn add(&mut self, time_ns: u64, verdict: Verdict, tool: String) {
-        let verdict = signal::verdict(verdict).into();
-        let mut key = (tool, verdict);
+        self.untold += Count::one(verdict);
+        let mut key = (tool, signal::verdict(verdict).into());
         if self.counts.len() >= APART && !self.counts.contains_key(&key) {
             key.0.clear();
         }
@@ -106,19 +106,20 @@ impl Record {
         self.last_ns = self.last_ns.max(time_ns);
     }
 
-    /// The signal, if it is new, and its numbers.
-    fn items(&mut self, containers: &Containers, offset: BootOffset) -> Vec<Item> {
-        let mut items = Vec::new();
+    /// The signal, if it is new, or what has changed of it.
+    fn item(&mut self, containers: &Containers, offset: BootOffset) -> Item {
         let origin = Origin::Suppressed { cgroup_id: self.cgroup_id, time_ns: self.first_ns };
-        if self.told == 0 {
-            let name = RecordName::Cgroup(self.cgroup_id);
-            let container = containers.get(&name);
-            let signal = signal::suppressed(self.cgroup_id, container.as_ref(), offset.wall_ns(self.first_ns));
-            let container = container.map(|_| name);
-            items.push(Item::Signal(Box::new(Pending { origin, signal, kin: Vec::new(), container })));
-        }
+        let added = mem::take(&mut self.untold);
+        let is_new = added.all == self.count;
+        let name = RecordName::Cgroup(self.cgroup_id);
+        let container = containers.get(&name).filter(|_| is_new);
+        let signal = if is_new {
+            signal::suppressed(self.cgroup_id, container.as_ref(), offset.wall_ns(self.first_ns))
+        } else {
+            v1::Signal::default()
+        };
         let counts = self.counts.iter();
-        let changed = v1::Signal {
+        let signal = v1::Signal {
             count: self.count,
             last_time: Some(timestamp(offset.wall_ns(self.last_ns))),
             suppressed: counts
@@ -128,11 +129,13 @@ impl Record {
                     count: *count,
                 })
                 .collect(),
-            ..v1::Signal::default()
+            ..signal
         };
-        items.push(Item::Update(Update::new(origin, self.count - self.told, &changed)));
-        self.told = self.count;
-        items
+        if is_new {
+            Item::Signal(Box::new(Pending { origin, signal, kin: Vec::new(), container: container.map(|_| name) }))
+        } else {
+            Item::Update(Update::new(origin, added, &signal))
+        }
     }
 }
 
@@ -145,20 +148,21 @@ mod tests {
         suppressed.add(&Event { verdict, ..testing::event(cgroup_id, 7, time_ns) }, tool.into());
     }
 
-    /// Signals and the counts of updates, in order.
-    fn told(suppressed: &mut Suppressed) -> (usize, Vec<u64>) {
-        let containers = Containers::default();
-        let items = suppressed.items(&containers, BootOffset::now());
-        let counts = items.iter().filter_map(|item| match item {
-            Item::Update(update) => Some(update.count()),
-            Item::Signal(pending) => {
-                assert_eq!(pending.signal.rule, "signals_suppressed");
-                None
+    /// The counts of new signals, and those of updates with what is new of them.
+    fn told(suppressed: &mut Suppressed) -> (Vec<u64>, Vec<(u64, u64)>) {
+        let (mut signals, mut updates) = (Vec::new(), Vec::new());
+        for item in suppressed.items(&Containers::default(), BootOffset::now()) {
+            match item {
+                Item::Update(update) => updates.push((update.count(), update.added.all)),
+                Item::Signal(pending) => {
+                    assert_eq!(pending.signal.rule, "signals_suppressed");
+                    assert_eq!(Count::of(&pending.signal).all, pending.signal.count);
+                    signals.push(pending.signal.count);
+                }
+                _ => panic!("{item:?}"),
             }
-            Item::Workload(..) | Item::Network(..) => None,
-        });
-        let counts: Vec<u64> = counts.collect();
-        (items.len() - counts.len(), counts)
+        }
+        (signals, updates)
     }
 
     #[test]
@@ -169,16 +173,16 @@ mod tests {
         }
         add(&mut suppressed, 42, 2, "curl", Verdict::Detected);
         assert!(suppressed.has_changed());
-        assert_eq!(told(&mut suppressed), (1, vec![6]));
+        assert_eq!(told(&mut suppressed), (vec![6], vec![]));
         assert!(!suppressed.has_changed());
-        assert_eq!(told(&mut suppressed), (0, vec![]));
+        assert_eq!(told(&mut suppressed), (vec![], vec![]));
         let counts = suppressed.records[&42].counts.values().copied().collect::<Vec<_>>();
         assert_eq!(counts, [1, 5], "by tool and verdict");
         add(&mut suppressed, 42, 3, "nc", Verdict::Blocked);
-        assert_eq!(told(&mut suppressed), (0, vec![7]));
+        assert_eq!(told(&mut suppressed), (vec![], vec![(7, 1)]));
         add(&mut suppressed, 42, 4, "nc", Verdict::Blocked);
         add(&mut suppressed, 42, WINDOW_NS + 1, "nc", Verdict::Blocked);
-        assert_eq!(told(&mut suppressed), (1, vec![8, 1]), "the old one is told whole");
+        assert_eq!(told(&mut suppressed), (vec![1], vec![(8, 1)]), "the old one is told whole");
         suppressed.prune(WINDOW_NS + 2);
         assert_eq!(suppressed.records.len(), 1);
         suppressed.prune(3 * WINDOW_NS);
@@ -204,6 +208,6 @@ mod tests {
         add(&mut suppressed, 42, 2, "nc", Verdict::Blocked);
         suppressed.forget();
         add(&mut suppressed, 42, 3, "nc", Verdict::Blocked);
-        assert_eq!(told(&mut suppressed), (1, vec![2, 1]));
+        assert_eq!(told(&mut suppressed), (vec![1], vec![(2, 1)]));
     }
 }

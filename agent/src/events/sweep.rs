@@ -9,8 +9,11 @@ use std::{
     sync::Arc,
 };
 
-use portcullis_bpf::{cgroup, guard::Guard, pins::Pins};
-use portcullis_policy::{policyset, record::ContainerRecord};
+use portcullis_bpf::{abi::ContainerStats, cgroup, guard::Guard, pins::Pins};
+use portcullis_policy::{
+    policyset,
+    record::{ContainerRecord, Counts},
+};
 
 use super::tracker::Tracker;
 use crate::{
@@ -34,6 +37,14 @@ pub struct Sweep {
     orphans_before: HashSet<u64>,
 }
 
+/// What became of a sweep.
+pub struct Swept {
+    /// Guards without record and cgroup that were removed, with what the kernel had counted.
+    pub orphans: Vec<(u64, Option<Counts>)>,
+    /// Other versions that were removed.
+    pub removed: Vec<Pins>,
+}
+
 /// What is there of another version.
 struct Other {
     guard: Guard,
@@ -54,13 +65,17 @@ impl Sweep {
         Self { own, others, run_dir, counters, gone_before: HashSet::new(), orphans_before: HashSet::new() }
     }
 
-    /// One sweep. Other versions that no container needs any more are taken away and returned, if `drained`: their events have
-    /// been read.
-    pub fn run(&mut self, tracker: &mut Tracker, containers: &Containers, drained: bool) -> Vec<Pins> {
+    /// What the kernel has counted, by all versions' programs.
+    pub fn stats(&self) -> Vec<(u64, ContainerStats)> {
+        self.guards().flat_map(Guard::all_stats).collect()
+    }
+
+    /// One sweep. Other versions that no container needs any more are taken away if `drained`: their events have been read.
+    pub fn run(&mut self, tracker: &mut Tracker, containers: &Containers, drained: bool) -> Swept {
         let all = containers.all();
         self.end_gone(&all, tracker);
-        self.release_orphans(&all);
-        if drained { self.remove_unused() } else { Vec::new() }
+        let orphans = self.release_orphans(&all);
+        Swept { orphans, removed: if drained { self.remove_unused() } else { Vec::new() } }
     }
 
     fn guards(&self) -> impl Iterator<Item = &Guard> {
@@ -103,45 +118,54 @@ impl Sweep {
             let record = &container.record;
             tracing::warn!(container = ?record.container_id, "a container has ended without its shim saying so");
             self.counters.containers_abandoned.increment();
-            if record.cgroup_id != 0 {
-                self.release(record.cgroup_id);
-            }
-            tracker.end(name, record.created_ns, clock::now_ns());
+            let counts = (record.cgroup_id != 0).then(|| self.release(record.cgroup_id)).flatten();
+            tracker.end(name, record.created_ns, clock::now_ns(), counts);
         }
     }
 
     /// Guards without record and without cgroup.
-    fn release_orphans(&mut self, all: &BTreeMap<RecordName, Container>) {
+    fn release_orphans(&mut self, all: &BTreeMap<RecordName, Container>) -> Vec<(u64, Option<Counts>)> {
+        let mut released = Vec::new();
         let of = |guard: &Guard| guard.containers().into_iter().chain(link_directories(&guard.pins().links()));
         let mut guarded: HashSet<u64> = self.guards().flat_map(of).collect();
         guarded.retain(|id| !all.contains_key(&RecordName::Cgroup(*id)));
         let suspects: HashSet<u64> = guarded.intersection(&self.orphans_before).copied().collect();
         self.orphans_before = guarded;
         if suspects.is_empty() {
-            return;
+            return released;
         }
         match cgroup::hierarchy().map_err(io::Error::other).and_then(|mount| live_cgroups(&mount)) {
             Ok(live) => {
                 for id in suspects.difference(&live) {
                     tracing::warn!(cgroup_id = id, "a guard without container was left behind and is removed");
                     self.counters.guards_orphaned.increment();
-                    self.release(*id);
+                    released.push((*id, self.release(*id)));
                 }
             }
             Err(error) => tracing::warn!(%error, "the cgroups can't be listed; guards left behind stay"),
         }
+        released
     }
 
-    fn release(&mut self, cgroup_id: u64) {
+    /// What the kernel has counted, where it was under guard.
+    fn release(&mut self, cgroup_id: u64) -> Option<Counts> {
+        let mut counts = None;
         // Where it is not, releasing it does nothing; and what cuts it off from the network may be beside another's guard.
         let others = self.others.iter_mut().map(|other| &mut other.guard);
         for guard in iter::once(&mut self.own).chain(others) {
-            if let Err(error) = guard.release(cgroup_id) {
-                self.counters.release_errors.increment();
-                let error = anyhow::Error::from(error);
-                tracing::warn!(cgroup_id, error = format!("{error:#}"), "a guard could not be removed");
+            match guard.release(cgroup_id) {
+                Ok(Some(ContainerStats { matched, blocked, killed, .. })) => {
+                    counts = Some(Counts { matched, blocked, killed });
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.counters.release_errors.increment();
+                    let error = anyhow::Error::from(error);
+                    tracing::warn!(cgroup_id, error = format!("{error:#}"), "a guard could not be removed");
+                }
             }
         }
+        counts
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis_policy::record::{ContainerRecord, Guard};
+use portcullis_policy::record::{ContainerRecord, Counts, Guard};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
@@ -45,6 +45,7 @@ pub struct Tracker {
 struct Ended {
     created_ns: u64,
     seen: Instant,
+    counts: Option<Counts>,
 }
 
 impl Tracker {
@@ -76,7 +77,7 @@ impl Tracker {
         let names: HashSet<RecordName> = names.into_iter().collect();
         for (name, container) in self.containers.all() {
             if container.ended_ns.is_none() && !names.contains(&name) {
-                self.end(&name, container.record.created_ns, clock::now_ns());
+                self.end(&name, container.record.created_ns, clock::now_ns(), None);
             }
         }
         Ok(())
@@ -97,7 +98,7 @@ impl Tracker {
     }
 
     fn insert(&mut self, name: &RecordName, record: ContainerRecord) {
-        let (created_ns, ended_ns) = (record.created_ns, record.ended_ns);
+        let (created_ns, ended_ns, counts) = (record.created_ns, record.ended_ns, record.counts);
         let unguarded = matches!(record.guard, Guard::Unguarded { .. });
         let unknown = record.contents_unknown.clone();
         match self.containers.insert(name.clone(), record) {
@@ -120,16 +121,16 @@ impl Tracker {
             Inserted::Known => {}
         }
         match ended_ns {
-            Some(ended_ns) => self.end(name, created_ns, ended_ns),
+            Some(ended_ns) => self.end(name, created_ns, ended_ns, counts),
             // Its shim may have chosen by a policy set that has been replaced since.
             None => self.enforcement.apply(name),
         }
     }
 
-    /// Notes that a container has ended.
-    pub fn end(&mut self, name: &RecordName, created_ns: u64, ended_ns: u64) {
+    /// Notes that a container has ended, and what the kernel has counted for it.
+    pub fn end(&mut self, name: &RecordName, created_ns: u64, ended_ns: u64, counts: Option<Counts>) {
         self.containers.mark_ended(name, ended_ns);
-        self.ended.entry(name.clone()).or_insert(Ended { created_ns, seen: Instant::now() });
+        self.ended.entry(name.clone()).or_insert(Ended { created_ns, seen: Instant::now(), counts });
     }
 
     /// Sends the workload of each new container whose image is known at once, and a signal for each that was found without guard.
@@ -161,20 +162,21 @@ impl Tracker {
         !self.ended.is_empty()
     }
 
-    /// Removes the containers whose end was seen before the ring buffer was read until it was empty.
-    pub fn collect(&mut self, reading_began: Instant) {
+    /// The containers whose end was seen before the ring buffer was read until it was empty, with what was counted for them.
+    pub fn collectable(&self, reading_began: Instant) -> Vec<(RecordName, Option<Counts>)> {
         let now = Instant::now();
-        let (directory, containers) = (&self.directory, &self.containers);
-        self.ended.retain(|name, ended| {
-            if ended.seen > reading_began || now.saturating_duration_since(ended.seen) < GRACE {
-                return true;
-            }
-            if let Err(error) = directory.remove(name, ended.created_ns) {
-                tracing::warn!(record = ?name, %error, "a container's record could not be removed");
-            }
-            containers.remove(name);
-            false
-        });
+        let is_read = |ended: &Ended| ended.seen <= reading_began && now.saturating_duration_since(ended.seen) >= GRACE;
+        let ended = self.ended.iter().filter(|(_, ended)| is_read(ended));
+        ended.map(|(name, ended)| (name.clone(), ended.counts)).collect()
+    }
+
+    /// Removes one of those.
+    pub fn remove(&mut self, name: &RecordName) {
+        let Some(ended) = self.ended.remove(name) else { return };
+        if let Err(error) = self.directory.remove(name, ended.created_ns) {
+            tracing::warn!(record = ?name, %error, "a container's record could not be removed");
+        }
+        self.containers.remove(name);
     }
 }
 
@@ -211,6 +213,12 @@ mod tests {
         Bed { run, tracker, containers, signals }
     }
 
+    /// As the events' thread does.
+    fn collect(tracker: &mut Tracker, reading_began: Instant) -> Vec<Option<Counts>> {
+        let all = tracker.collectable(reading_began);
+        all.into_iter().map(|(name, counts)| (tracker.remove(&name), counts).1).collect()
+    }
+
     fn rewind(tracker: &mut Tracker) {
         for ended in tracker.ended.values_mut() {
             ended.seen = ended.seen.checked_sub(GRACE * 2).unwrap();
@@ -225,16 +233,17 @@ mod tests {
         testing::write_record(bed.run.path(), &record);
         bed.tracker.scan().unwrap();
         let before = Instant::now();
-        record.ended_ns = Some(7);
+        let counts = Some(Counts { matched: 3, blocked: 2, killed: 1 });
+        (record.ended_ns, record.counts) = (Some(7), counts);
         testing::write_record(bed.run.path(), &record);
         bed.tracker.load(&name);
         assert_eq!(bed.containers.get(&name).unwrap().ended_ns, Some(7));
-        bed.tracker.collect(before);
+        collect(&mut bed.tracker, before);
         assert!(bed.containers.get(&name).is_some(), "the ring buffer may have been empty before the end");
-        bed.tracker.collect(Instant::now());
+        collect(&mut bed.tracker, Instant::now());
         assert!(bed.containers.get(&name).is_some(), "not yet");
         rewind(&mut bed.tracker);
-        bed.tracker.collect(Instant::now());
+        assert_eq!(collect(&mut bed.tracker, Instant::now()), [counts]);
         assert!(bed.containers.get(&name).is_none());
         assert!(!bed.run.path().join("containers/42").exists());
         assert!(!bed.tracker.has_ended());
@@ -252,7 +261,7 @@ mod tests {
         testing::write_record(bed.run.path(), &again);
         let name = RecordName::Other("x-default-c1".into());
         bed.tracker.load(&name);
-        bed.tracker.collect(Instant::now());
+        collect(&mut bed.tracker, Instant::now());
         assert_eq!(bed.containers.get(&name).unwrap().ended_ns, None);
         assert!(bed.run.path().join("containers/x-default-c1").exists());
     }

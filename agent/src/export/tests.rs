@@ -23,6 +23,7 @@ use tonic::{
 use super::{otlp::Otlp, *};
 use crate::{
     clock::{now_ns, timestamp},
+    count::Count,
     store::{
         self, Command, Limits, Sender,
         entry::{Entry, Origin, Process, Update},
@@ -76,7 +77,10 @@ impl Bed {
         let mut revision = self.store.revision();
         revision.mark_unchanged();
         let changed = Signal { count, last_time: Some(timestamp(now_ns())), ..Signal::default() };
-        self.sender.send(Command::Update(Update::new(origin(number), 1, &changed))).await.unwrap();
+        self.sender
+            .send(Command::Update(Update::new(origin(number), Count { all: 1, ..Count::default() }, &changed)))
+            .await
+            .unwrap();
         timeout(WAIT, revision.changed()).await.unwrap().unwrap();
     }
 

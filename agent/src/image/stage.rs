@@ -16,6 +16,7 @@ use crate::{
     records::RecordName,
     store::{
         Command, Sender, StoreError,
+        accounts::Account,
         entry::{Entry, Origin, Process, Update},
         habits::Workload,
     },
@@ -37,6 +38,10 @@ pub enum Item {
     Workload(Workload, u64),
     /// What the process of one that came before has done on the network since.
     Network(Origin, NetworkActivity),
+    /// What is in no signal, for a container's account.
+    Account(u64, Account),
+    /// A container's account is closed.
+    Close(u64),
 }
 
 /// A signal that may lack its image.
@@ -106,6 +111,8 @@ pub async fn complete_signals(
                         None => store.send(Command::Network(origin, activity)).await?,
                     }
                 }
+                Some(Item::Account(cgroup_id, account)) => store.send(Command::Account(cgroup_id, account)).await?,
+                Some(Item::Close(cgroup_id)) => store.send(Command::Close(cgroup_id)).await?,
                 None => break,
             },
             () = containers.image_answered() => {
@@ -133,7 +140,7 @@ pub async fn complete_signals(
 
 impl Waiting {
     fn add(&mut self, mut update: Update) {
-        update.added += self.update.take().map_or(0, |before| before.added);
+        update.added += self.update.take().map(|before| before.added).unwrap_or_default();
         self.update = Some(update);
     }
 }
@@ -179,10 +186,10 @@ async fn put(store: &Sender, node: &Node, waiting: Waiting, fate: Fate, counters
 
 #[cfg(test)]
 mod tests {
-    use portcullis_proto::v1::Container;
+    use portcullis_proto::v1::{Container, Verdict};
 
     use super::*;
-    use crate::{store, testing};
+    use crate::{count::Count, store, testing};
 
     fn origin(number: u64) -> Origin {
         Origin::Event { cgroup_id: 42, process: Process { pid: 1, start_time_ns: 1 }, time_ns: number }
@@ -249,7 +256,10 @@ mod tests {
         bed.signals.send(signal(1)).await.unwrap();
         for count in 2..=3 {
             let changed = Signal { count, ..Signal::default() };
-            bed.signals.send(Item::Update(Update::new(origin(1), 1, &changed))).await.unwrap();
+            bed.signals
+                .send(Item::Update(Update::new(origin(1), Count::many(1, Verdict::Blocked), &changed)))
+                .await
+                .unwrap();
         }
         bed.store.revision().wait_for(|revision| *revision > 0).await.unwrap();
         assert_eq!(bed.store.readers().signal(1).await.unwrap().unwrap().count, 3);

@@ -4,7 +4,7 @@ use portcullis_proto::v1::Signal;
 use prost::Message;
 
 use super::habits::Sighting;
-use crate::clock;
+use crate::{clock, count::Count};
 
 /// One signal to store.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub struct Entry {
     pub(super) sighting: Option<Sighting>,
     /// The cgroup's processes whose signals are related to this one.
     pub(super) kin: Vec<Process>,
+    /// The events that it stands for.
+    pub(super) count: Count,
 }
 
 /// A process that is never mistaken for another one of the same pid.
@@ -58,6 +60,13 @@ pub enum Origin {
         /// The guarded cgroup.
         cgroup_id: u64,
         /// When the first such event was made, `CLOCK_BOOTTIME`.
+        time_ns: u64,
+    },
+    /// What was lost of a container's events.
+    Lost {
+        /// The guarded cgroup.
+        cgroup_id: u64,
+        /// When that was first found, `CLOCK_BOOTTIME`.
         time_ns: u64,
     },
     /// What an operator asked for.
@@ -98,6 +107,7 @@ impl Origin {
             Self::Suppressed { cgroup_id, time_ns } => {
                 [&b"s"[..], &cgroup_id.to_be_bytes(), &time_ns.to_be_bytes()].concat()
             }
+            Self::Lost { cgroup_id, time_ns } => [&b"l"[..], &cgroup_id.to_be_bytes(), &time_ns.to_be_bytes()].concat(),
             Self::Operation { time_ns, number } => [&b"o"[..], &time_ns.to_be_bytes(), &number.to_be_bytes()].concat(),
         }
     }
@@ -113,8 +123,8 @@ impl Origin {
 pub struct Update {
     /// Which signal.
     pub origin: Origin,
-    /// How many events no update has told of before.
-    pub added: u64,
+    /// The events that no update has told of before.
+    pub added: Count,
     pub(super) count: u64,
     pub(super) last_ns: i64,
     /// An encoded signal that has only what changes.
@@ -123,7 +133,7 @@ pub struct Update {
 
 impl Update {
     /// `changed`: a signal that has only what changes, its count and last time among it.
-    pub fn new(origin: Origin, added: u64, changed: &Signal) -> Self {
+    pub fn new(origin: Origin, added: Count, changed: &Signal) -> Self {
         let last_ns = clock::ns(changed.last_time.as_ref());
         Self { origin, added, count: changed.count, last_ns, body: changed.encode_to_vec() }
     }
@@ -158,6 +168,7 @@ impl Entry {
             body: signal.encode_to_vec(),
             sighting: Sighting::of(signal, time_ns),
             kin,
+            count: Count::of(signal),
         }
     }
 }

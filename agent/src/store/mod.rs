@@ -2,6 +2,7 @@
 //!
 //! | module | idea |
 //! |---|---|
+//! | [`accounts`] | how many of each container's events are stored |
 //! | [`entry`] | a signal on its way in, encoded, with what makes it unique; what is folded into it later |
 //! | [`schema`] | tables, and opening a database that may be unusable |
 //! | [`habits`] | what workloads do habitually, and what is new |
@@ -18,6 +19,7 @@
 //! A batch is whatever has arrived while the batch before it was committed, so that a single signal is on disk at once and
 //! a flood costs few transactions. When the channel is full, senders wait: events then stay in the kernel's ring buffer.
 
+pub mod accounts;
 pub mod entry;
 pub mod expression;
 pub mod filter;
@@ -33,11 +35,12 @@ mod triage;
 mod writer;
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -49,6 +52,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
+    accounts::{Account, Dropped},
     entry::{Entry, Origin, Update},
     habits::Workload,
     health::Health,
@@ -57,7 +61,7 @@ use self::{
     schema::Unusable,
     writer::Writer,
 };
-use crate::counters::Counters;
+use crate::{clock, counters::Counters};
 
 /// The database below the state directory.
 pub const FILE_NAME: &str = "signals.db";
@@ -160,6 +164,10 @@ pub enum Command {
     Update(Update),
     /// Add to what a signal's process has done on the network.
     Network(Origin, NetworkActivity),
+    /// Add to a container's account what is in no signal.
+    Account(u64, Account),
+    /// Close a container's account.
+    Close(u64),
     /// Remember a container's image.
     Image(ContainerKey, String),
     /// Give signals a state.
@@ -204,6 +212,8 @@ pub struct Store {
     revision: watch::Receiver<u64>,
     stored: Arc<AtomicU64>,
     health: Health,
+    accounts: Arc<Mutex<Option<HashMap<u64, Account>>>>,
+    dropped: Dropped,
 }
 
 impl Store {
@@ -220,6 +230,17 @@ impl Store {
     /// Changes after each commit that has changed signals stored before, to the newest change's revision.
     pub fn revision(&self) -> watch::Receiver<u64> {
         self.revision.clone()
+    }
+
+    /// The accounts of containers as they were when it was opened, the first time that they are asked for; `None` if none were kept
+    /// since the node was started.
+    pub fn take_accounts(&self) -> Option<HashMap<u64, Account>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What it did not take.
+    pub fn dropped(&self) -> &Dropped {
+        &self.dropped
     }
 
     /// Whether it takes what comes.
@@ -255,6 +276,7 @@ pub fn open(
     let readers = Arc::new(Readers::new(path.clone()));
     let stored = Arc::new(AtomicU64::new(0));
     let health = Health::default();
+    let dropped = Dropped::default();
     let mut writer = Writer {
         path,
         reserve,
@@ -268,14 +290,27 @@ pub fn open(
         revision: revision_sender,
         stored: Arc::clone(&stored),
         readers: Arc::clone(&readers),
+        dropped: dropped.clone(),
     };
+    // On a full disk, for example. No reason not to start.
+    let accounts = accounts::open(&mut writer.connection, &boot_id()).unwrap_or_else(|error| {
+        tracing::warn!(%error, "what the agent before this one has read and not stored can't be found out");
+        None
+    });
+    let accounts = Arc::new(Mutex::new(accounts));
     writer.refresh()?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let thread = std::thread::Builder::new()
         .name("store".to_owned())
         .spawn(move || writer.run(receiver))
         .map_err(StoreError::Thread)?;
-    Ok((Sender(sender), Store { readers, last_id, revision, stored, health }, thread))
+    Ok((Sender(sender), Store { readers, last_id, revision, stored, health, accounts, dropped }, thread))
+}
+
+/// Tells this boot from all others. Without one, what an agent before this one has lost can't be found out.
+fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map_or_else(|_| clock::now_ns().to_string(), |id| id.trim().to_owned())
 }
 
 /// Opens it, on a full disk as well: bringing the log of an agent that was killed into it takes room.

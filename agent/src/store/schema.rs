@@ -14,7 +14,7 @@ use crate::{clock, counters::Counters};
 
 /// What leads from each version (`PRAGMA user_version`) to the next. Only ever added to: a database of any earlier version
 /// becomes one of this.
-pub(super) const STEPS: [&str; 6] = [SIGNALS, REPEATS, TRIAGE, HABITS, NETWORK, HOURS];
+pub(super) const STEPS: [&str; 7] = [SIGNALS, REPEATS, TRIAGE, HABITS, NETWORK, HOURS, ACCOUNTS];
 
 const SIGNALS: &str = "
 BEGIN IMMEDIATE;
@@ -165,6 +165,23 @@ PRAGMA user_version = 6;
 COMMIT;
 ";
 
+/// See [`super::accounts`].
+const ACCOUNTS: &str = "
+BEGIN IMMEDIATE;
+CREATE TABLE boot (id TEXT PRIMARY KEY) STRICT;
+CREATE TABLE accounts (
+    cgroup_id INTEGER PRIMARY KEY,
+    seen INTEGER NOT NULL,
+    seen_blocked INTEGER NOT NULL,
+    seen_killed INTEGER NOT NULL,
+    lost INTEGER NOT NULL,
+    lost_blocked INTEGER NOT NULL,
+    lost_killed INTEGER NOT NULL
+) STRICT;
+PRAGMA user_version = 7;
+COMMIT;
+";
+
 /// A database that this agent can't go on with.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
@@ -276,7 +293,8 @@ fn try_open(path: &Path) -> Result<Connection, Unusable> {
     connection.query_row(
         "SELECT (SELECT max(id) FROM signals), (SELECT count(*) FROM containers), (SELECT max(id) FROM repeats),
           (SELECT max(id) FROM triage), (SELECT max(id) FROM workloads), (SELECT max(id) FROM habits),
-          (SELECT max(id) FROM network), (SELECT max(hour) FROM hours)",
+          (SELECT max(id) FROM network), (SELECT max(hour) FROM hours), (SELECT max(id) FROM boot),
+          (SELECT max(cgroup_id) FROM accounts)",
         [],
         |_| Ok(()),
     )?;

@@ -1,7 +1,8 @@
 use std::os::unix::fs::FileExt;
 
 use portcullis_proto::v1::{
-    Container, NetworkActivity, NetworkOperation, Occurrence, Pod, Severity, Signal, SignalFilter, Tool, Verdict,
+    Container, NetworkActivity, NetworkOperation, Occurrence, Pod, Severity, Signal, SignalFilter, SuppressedCount,
+    Tool, Verdict,
 };
 
 use super::{
@@ -10,8 +11,12 @@ use super::{
     reader::Range,
     *,
 };
-use crate::clock::{now_ns, timestamp};
+use crate::{
+    clock::{now_ns, timestamp},
+    count::Count,
+};
 
+mod accounts;
 mod faults;
 mod novelty;
 
@@ -293,7 +298,7 @@ fn update(number: u64, added: u64, count: u64, seconds: u64) -> Command {
     let time = timestamp(now_ns() - seconds * 1_000_000_000);
     let occurrence = Occurrence { pid: 9, time: Some(time), ..Occurrence::default() };
     let changed = Signal { count, last_time: Some(time), occurrences: vec![occurrence; 4], ..Signal::default() };
-    Command::Update(Update::new(origin(number), added, &changed))
+    Command::Update(Update::new(origin(number), Count { all: added, ..Count::default() }, &changed))
 }
 
 #[tokio::test]

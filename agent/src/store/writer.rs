@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Command, ContainerKey, Limits, StoreError, TriageChange,
+    accounts::{self, Account, Dropped, Sum},
     entry::{Entry, Origin, Update},
     habits,
     health::{Health, Trouble},
@@ -53,6 +54,7 @@ pub(super) struct Writer {
     pub(super) revision: watch::Sender<u64>,
     pub(super) stored: Arc<AtomicU64>,
     pub(super) readers: Arc<Readers>,
+    pub(super) dropped: Dropped,
 }
 
 /// What one transaction did.
@@ -61,8 +63,10 @@ struct Outcome {
     inserted: u64,
     duplicates: u64,
     last_id: Option<i64>,
-    /// Events that were folded into signals that are gone.
-    orphans: u64,
+    /// Updates of signals that are gone.
+    orphans: Vec<Update>,
+    /// What is in the store by it.
+    accounts: Sum,
     /// What was done on the network by processes whose signals are not there.
     unmatched: u64,
     revision: Option<u64>,
@@ -154,7 +158,7 @@ impl Writer {
 
     fn written(&mut self, outcome: &Outcome) {
         self.counters.duplicates.add(outcome.duplicates);
-        self.counters.repeats_lost.add(outcome.orphans);
+        self.orphaned(&outcome.orphans);
         self.unmatched(outcome.unmatched);
         self.counters.habits_forgotten.add(outcome.forgotten);
         self.stored.fetch_add(outcome.inserted, Ordering::Relaxed);
@@ -173,12 +177,20 @@ impl Writer {
 
     /// Counts what the database did not take. Said once, until it takes something again.
     fn lost(&mut self, batch: &[Command], reason: String) {
-        let signals = batch.iter().filter(|command| matches!(command, Command::Signal(_))).count();
-        let signals = u64::try_from(signals).unwrap_or(0);
+        let mut signals = 0;
+        for command in batch {
+            match command {
+                Command::Signal(entry) => {
+                    signals += 1;
+                    self.dropped.add(Account::of(entry.origin, entry.count));
+                }
+                Command::Update(update) => self.orphaned([update]),
+                // Left out as the policy says, so that it is told nowhere: as if it was not read.
+                Command::Account(cgroup_id, account) => self.dropped.add(Some((*cgroup_id, *account))),
+                _ => {}
+            }
+        }
         self.counters.store_dropped.add(signals);
-        let repeats =
-            batch.iter().map(|command| if let Command::Update(update) = command { update.added } else { 0 }).sum();
-        self.counters.repeats_lost.add(repeats);
         let activities = batch.iter().map(|command| match command {
             Command::Network(_, activity) => network::count(activity),
             _ => 0,
@@ -194,6 +206,13 @@ impl Writer {
         let dropped = self.failing.unwrap_or(0) + signals;
         self.failing = Some(dropped);
         self.health.set(Some(Trouble::Failing { reason, dropped }));
+    }
+
+    fn orphaned<'a>(&self, updates: impl IntoIterator<Item = &'a Update>) {
+        for update in updates {
+            self.counters.repeats_lost.add(update.added.all);
+            self.dropped.add(Account::of(update.origin, update.added));
+        }
     }
 
     fn unmatched(&self, activities: u64) {
@@ -318,6 +337,7 @@ fn transaction(
     let transaction = connection.transaction()?;
     let mut outcome = Outcome::default();
     let mut revision = next_revision(revision);
+    let mut closed = Vec::new();
     for command in batch {
         match command {
             Command::Signal(entry) => match insert(&transaction, entry)? {
@@ -325,6 +345,7 @@ fn transaction(
                     outcome.inserted += 1;
                     outcome.last_id = Some(id);
                     outcome.learnt |= first_time;
+                    outcome.accounts.add(Account::of(entry.origin, entry.count));
                 }
                 None => outcome.duplicates += u64::from(entry.origin.is_once_only()),
             },
@@ -332,8 +353,9 @@ fn transaction(
                 revision += 1;
                 if change(&transaction, update, revision)? {
                     outcome.revision = Some(revision);
+                    outcome.accounts.add(Account::of(update.origin, update.added));
                 } else {
-                    outcome.orphans += update.added;
+                    outcome.orphans.push(update.clone());
                 }
             }
             Command::Network(origin, activity) => {
@@ -350,6 +372,8 @@ fn transaction(
                 outcome.learnt = true;
                 habits::remember(&transaction, *workload, since_ns.min(now), now)?;
             }
+            Command::Account(cgroup_id, account) => outcome.accounts.add(Some((*cgroup_id, *account))),
+            Command::Close(cgroup_id) => closed.push(*cgroup_id),
             Command::Triage(_) => {}
             Command::Expire => {
                 // Whether the database takes anything is to be found out.
@@ -357,6 +381,10 @@ fn transaction(
                 outcome.probed = true;
             }
         }
+    }
+    outcome.accounts.write(&transaction)?;
+    for cgroup_id in closed {
+        accounts::close(&transaction, cgroup_id)?;
     }
     if outcome.learnt {
         outcome.forgotten = habits::forget_surplus(&transaction, max_habits)?;
@@ -447,7 +475,7 @@ fn change(connection: &Connection, update: &Update, revision: u64) -> rusqlite::
             update.body,
         ])?;
     if let Some(habit) = habit {
-        habits::repeat(connection, habit, update.added, update.last_ns)?;
+        habits::repeat(connection, habit, update.added.all, update.last_ns)?;
     }
     Ok(true)
 }

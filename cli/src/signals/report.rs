@@ -17,6 +17,9 @@ use crate::{
 /// Signals from so many minutes before and after may belong to the same attack.
 const AROUND_MINUTES: i64 = 15;
 
+/// The rule of signals that tell what is in no other by its number.
+const EVENTS_LOST: &str = "events_lost";
+
 /// Writes the report.
 pub fn write(out: &mut impl Write, signal: &Signal, screen: Screen) -> io::Result<()> {
     let mut report = Report { out, screen };
@@ -88,8 +91,13 @@ impl<W: Write> Report<'_, W> {
             self.safe("last", &signal.last_time.map(Time::full).unwrap_or_default())?;
         }
         for (number, SuppressedCount { tool, verdict, count }) in signal.suppressed.iter().enumerate() {
-            let tool = if tool.is_empty() { "other tools" } else { tool };
-            self.field(if number == 0 { "of these" } else { "" }, &format!("{count} {tool} {verdict}"))?;
+            let of_these = match (tool.as_str(), signal.rule.as_str()) {
+                ("", EVENTS_LOST) if *verdict == Verdict::Unknown => format!("{count} not stopped"),
+                ("", EVENTS_LOST) => format!("{count} {verdict}"),
+                ("", _) => format!("{count} other tools {verdict}"),
+                _ => format!("{count} {tool} {verdict}"),
+            };
+            self.field(if number == 0 { "of these" } else { "" }, &of_these)?;
         }
         for (number, Occurrence { pid, time, argv: words, argv_truncated }) in signal.occurrences.iter().enumerate() {
             let time = time.map(Time::full).unwrap_or_default();

@@ -182,8 +182,12 @@ fn repeats_and_what_was_suppressed_are_told() {
     signal.occurrences.clear();
     let count = |tool: &str, count| SuppressedCount { tool: tool.into(), verdict: Verdict::Blocked.into(), count };
     signal.suppressed = vec![count("nc", 1990), count("", 10)];
-    let told = report(signal);
+    let told = report(signal.clone());
     assert!(told.contains("  of these      1990 nc blocked\n                10 other tools blocked\n"), "{told}");
+    signal.rule = "events_lost".into();
+    signal.suppressed = vec![count("", 1990), SuppressedCount { count: 10, ..SuppressedCount::default() }];
+    let told = report(signal);
+    assert!(told.contains("  of these      1990 blocked\n                10 not stopped\n"), "{told}");
 }
 
 #[test]

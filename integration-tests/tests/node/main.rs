@@ -427,6 +427,7 @@ const TESTS: &[Test] = &[
     ("sessions_at_a_steady_pace_are_a_probe", probes::sessions_at_a_steady_pace_are_a_probe),
     ("what_a_workload_did_before_is_not_new", probes::what_a_workload_did_before_is_not_new),
     ("a_killed_agent_keeps_what_it_told", store::a_killed_agent_keeps_what_it_told),
+    ("what_does_not_fit_is_told", store::what_does_not_fit_is_told),
     ("an_upgrade_to_other_programs_never_lets_go", upgrade::an_upgrade_to_other_programs_never_lets_go),
     ("a_shim_of_another_version_fails_as_the_policy_says", upgrade::a_shim_of_another_version_fails_as_the_policy_says),
 ];

@@ -22,7 +22,7 @@ fn of(node: &Node, container: &Container<'_>) -> Result<Vec<Signal>> {
 }
 
 /// A container's signals, once they stand for all that the kernel has counted.
-fn complete(node: &Node, container: &Container<'_>) -> Result<(Vec<Signal>, u64)> {
+pub fn complete(node: &Node, container: &Container<'_>) -> Result<(Vec<Signal>, u64)> {
     let matched = node.counters(container.id())?.matched;
     eventually(|| {
         let signals = of(node, container)?;

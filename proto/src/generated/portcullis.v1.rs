@@ -12,7 +12,8 @@ pub struct Signal {
     /// "raw_socket"             a raw or packet socket is opened;
     /// "dropped_executable"     a program from outside the image that is no known tool;
     /// "container_unguarded"    a container runs without its guard;
-    /// "signals_suppressed"     a container made more signals than are told one by one: see suppressed.
+    /// "signals_suppressed"     a container made more signals than are told one by one: see suppressed;
+    /// "events_lost"            events of a container that are in no other signal, as far as their number is known: see suppressed.
     /// "locked"                 an exec was refused because an operator has locked the container;
     /// "guard_tampering"        a container has attacked its own guard, which was refused;
     /// "cgroup_escape"          a container moves a process out of its own cgroup;
@@ -72,7 +73,7 @@ pub struct Signal {
     /// The newest four of the others, oldest first.
     #[prost(message, repeated, tag = "32")]
     pub occurrences: ::prost::alloc::vec::Vec<Occurrence>,
-    /// For signals_suppressed: what was not told one by one. The counts of all of them are count.
+    /// For signals_suppressed and events_lost: what was not told one by one. The counts of all of them are count.
     #[prost(message, repeated, tag = "33")]
     pub suppressed: ::prost::alloc::vec::Vec<SuppressedCount>,
     /// What an operator asked for; unset for rules that are about what a container did.
@@ -300,9 +301,10 @@ pub struct Occurrence {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SuppressedCount {
-    /// The catalogue's id. Empty for all further tools, where there are more than are counted apart.
+    /// The catalogue's id. Empty for all further tools, where there are more than are counted apart, and for what was lost.
     #[prost(string, tag = "1")]
     pub tool: ::prost::alloc::string::String,
+    /// Unspecified for what was lost and was not stopped.
     #[prost(enumeration = "Verdict", tag = "2")]
     pub verdict: i32,
     #[prost(uint64, tag = "3")]

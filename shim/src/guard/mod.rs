@@ -21,7 +21,7 @@ use portcullis_bpf::{
 };
 use portcullis_policy::{
     policyset::{self, Choice, OnAttachFailure, PolicySet},
-    record::{self, ContainerRecord},
+    record::{self, ContainerRecord, Counts},
     select::Facts,
 };
 
@@ -184,30 +184,36 @@ impl Warden {
             annotations,
             created_ns: now_ns(),
             ended_ns: None,
+            counts: None,
         }
     }
 
     /// Takes the guard of a container away that has ended, and says so in its record.
     pub fn release(&self, id: &str, admission: &Admission) -> Result<()> {
-        let released = admission.attached.as_ref().map_or(Ok(()), release);
+        let released = admission.attached.as_ref().map_or(Ok(None), release);
         Attached::forget(&admission.bundle);
         let name = record::file_name(admission.cgroup_id, &self.namespace, id);
-        let ended = self.records().end(&name, now_ns());
+        let counts = released.as_ref().ok().copied().flatten();
+        let ended = self.records().end(&name, now_ns(), counts);
         released.and(ended)
     }
 
     /// The same for a container of which nothing is known but its id and, perhaps, its bundle.
     pub fn release_leftovers(&self, id: &str, bundle: &Path) -> Result<()> {
         let remembered = Attached::load(bundle).unwrap_or_default();
-        let mut result = remembered.as_ref().map_or(Ok(()), release);
+        let released = remembered.as_ref().map_or(Ok(None), release);
+        let remembered_counts = released.as_ref().ok().copied().flatten();
+        let mut result = released.map(|_| ());
         for record in self.records().find(&self.namespace, id)? {
-            if remembered.as_ref().is_none_or(|attached| attached.cgroup_id != record.cgroup_id)
-                && record.guard == record::Guard::Guarded
-            {
-                result = result.and(release(&Attached { cgroup_id: record.cgroup_id, pins: record.pins.clone() }));
+            let mut counts = None;
+            if remembered.as_ref().is_some_and(|attached| attached.cgroup_id == record.cgroup_id) {
+                counts = remembered_counts;
+            } else if record.guard == record::Guard::Guarded {
+                let attached = Attached { cgroup_id: record.cgroup_id, pins: record.pins.clone() };
+                result = result.and(release(&attached).map(|released| counts = released));
             }
             let name = record::file_name(record.cgroup_id, &self.namespace, id);
-            result = result.and(self.records().end(&name, now_ns()));
+            result = result.and(self.records().end(&name, now_ns(), counts));
         }
         result
     }
@@ -311,7 +317,9 @@ fn own_mount_namespace() -> Result<u32> {
     u32::try_from(link.ino()).context("the mount namespace's number has more than 32 bits")
 }
 
-fn release(attached: &Attached) -> Result<()> {
+/// What the kernel has counted, if it was under guard.
+fn release(attached: &Attached) -> Result<Option<Counts>> {
     let released = Guard::open(Pins::at(&attached.pins)).and_then(|mut guard| guard.release(attached.cgroup_id));
-    released.with_context(|| format!("taking the guard away from cgroup {}", attached.cgroup_id))
+    let stats = released.with_context(|| format!("taking the guard away from cgroup {}", attached.cgroup_id))?;
+    Ok(stats.map(|abi::ContainerStats { matched, blocked, killed, .. }| Counts { matched, blocked, killed }))
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use portcullis_policy::record::{self, ContainerRecord};
+use portcullis_policy::record::{self, ContainerRecord, Counts};
 
 use crate::state;
 
@@ -84,8 +84,8 @@ impl Records {
         Ok(found)
     }
 
-    /// Marks a record as ended; removes it where records pile up.
-    pub fn end(&self, name: &str, ended_ns: u64) -> Result<()> {
+    /// Marks a record as ended, with what was counted for its container; removes it where records pile up.
+    pub fn end(&self, name: &str, ended_ns: u64, counts: Option<Counts>) -> Result<()> {
         let Some(mut record) = self.read(name)? else { return Ok(()) };
         if self.names()?.len() > KEPT {
             let path = self.directory.join(name);
@@ -97,7 +97,7 @@ impl Records {
             };
         }
         if record.ended_ns.is_none() {
-            record.ended_ns = Some(ended_ns);
+            (record.ended_ns, record.counts) = (Some(ended_ns), counts);
             self.write(&record)?;
         }
         Ok(())
@@ -134,6 +134,7 @@ mod tests {
             annotations: BTreeMap::new(),
             created_ns: 1,
             ended_ns: None,
+            counts: None,
         }
     }
 
@@ -156,8 +157,8 @@ mod tests {
         let mut found: Vec<u64> = records.find("default", "c1").unwrap().iter().map(|r| r.cgroup_id).collect();
         found.sort_unstable();
         assert_eq!(found, [0, 1]);
-        records.end("1", 5).unwrap();
-        records.end("x-default-c1", 5).unwrap();
+        records.end("1", 5, None).unwrap();
+        records.end("x-default-c1", 5, None).unwrap();
         assert!(records.find("default", "c1").unwrap().is_empty());
         assert_eq!(records.read("1").unwrap().unwrap().ended_ns, Some(5));
     }
@@ -166,10 +167,12 @@ mod tests {
     fn the_first_end_counts_and_a_collected_record_is_no_error() {
         let (_directory, records) = records();
         records.write(&record(1, "default", "c1")).unwrap();
-        records.end("1", 5).unwrap();
-        records.end("1", 6).unwrap();
-        assert_eq!(records.read("1").unwrap().unwrap().ended_ns, Some(5));
-        records.end("2", 5).unwrap();
+        let counts = Some(Counts { matched: 3, blocked: 2, killed: 1 });
+        records.end("1", 5, counts).unwrap();
+        records.end("1", 6, None).unwrap();
+        let record = records.read("1").unwrap().unwrap();
+        assert_eq!((record.ended_ns, record.counts), (Some(5), counts));
+        records.end("2", 5, None).unwrap();
     }
 
     #[test]
@@ -179,7 +182,7 @@ mod tests {
         for n in 0..KEPT {
             fs::write(records.directory.join(format!("x-{n}")), "").unwrap();
         }
-        records.end("1", 5).unwrap();
+        records.end("1", 5, None).unwrap();
         assert_eq!(records.read("1").unwrap(), None);
     }
 }

@@ -114,6 +114,9 @@ async fn what_a_full_disk_does_not_take_is_counted_until_it_does() {
     disk.fill();
     bed.put_many(10..300).await;
     assert_eq!((bed.counters.store_dropped.get(), *bed.store.last_id().borrow()), (290, 10));
+    let dropped: Vec<_> = bed.store.dropped().take().into_each().collect();
+    assert_eq!(dropped.len(), 1);
+    assert_eq!(dropped[0].1.seen.all, 290, "they are told to be lost");
     let check = bed.store.health().check();
     assert_eq!(check.state(), State::Failed);
     assert!(check.detail.contains("290 were dropped") && check.remedy.contains("state_dir"), "{check:?}");
