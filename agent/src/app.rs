@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     additions,
-    api::{self, NodeFacts, Sources},
+    api::{self, NodeFacts, Sources, tcp::Listener, tls::Tls},
     changes::Changes,
     clock,
     config::{Config, Seccomp, Signals},
@@ -92,6 +92,7 @@ impl Prepared {
 /// The running agent.
 pub struct App {
     enforcement: Enforcement,
+    tls: Option<Arc<Tls>>,
     stop_events: Stop,
     events_ended: Option<oneshot::Receiver<Result<(), EventsError>>>,
     shutdown: watch::Sender<bool>,
@@ -171,6 +172,10 @@ impl App {
         let expiry = expire_old_signals(sender.clone());
         let forgetting = forget_unused_contents(pins);
         let facts = facts(node, backend, reason, report, config.sandbox.seccomp);
+        let tcp = match &config.tcp {
+            Some(tcp) => Some(Listener::bind(tcp, &counters).await?),
+            None => None,
+        };
         let sources = Sources {
             store,
             sender,
@@ -180,10 +185,12 @@ impl App {
             facts: Arc::new(facts),
             enforcement: enforcement.clone(),
             containment,
+            tls: tcp.as_ref().map(|tcp| Arc::clone(tcp.tls())),
         };
         let refusals = sandbox::tell_of_refusals(Arc::clone(&sources.counters));
         let tasks = [tokio::spawn(resolver), tokio::spawn(expiry), tokio::spawn(forgetting), tokio::spawn(refusals)];
         let mut background = Vec::from(tasks);
+        background.extend(sources.tls.clone().map(|tls| tokio::spawn(tls.follow())));
         let exporters = start_exporters(&config, &sources, &mut background)?;
         if let Some(listen) = config.metrics.listen {
             let database = config.state_dir.join(store::FILE_NAME);
@@ -197,7 +204,8 @@ impl App {
         Ok(Self {
             stage: Some(tokio::spawn(stage)),
             background,
-            server: Some(tokio::spawn(api::serve(listener, sources, stopped))),
+            tls: sources.tls.clone(),
+            server: Some(tokio::spawn(api::serve(listener, tcp, sources, stopped))),
             enforcement,
             stop_events,
             events_ended: Some(events_ended),
@@ -208,8 +216,11 @@ impl App {
         })
     }
 
-    /// Reads catalogue and policies again; if one is broken, the old ones stay in force.
+    /// Reads catalogue, policies and certificates again; if one is broken, the old ones stay in force.
     pub fn reload(&self) {
+        if let Some(tls) = &self.tls {
+            tls.reload();
+        }
         self.enforcement.reload(Cause::Request);
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use chrono::DateTime;
 use prost_types::Timestamp;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
@@ -41,6 +42,11 @@ impl BootOffset {
 /// Nanoseconds since 1970 as the API has them.
 pub fn timestamp(wall_ns: u64) -> Timestamp {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(wall_ns)).map(Timestamp::from).unwrap_or_default()
+}
+
+/// Seconds since 1970 for people.
+pub fn date(seconds: i64) -> String {
+    DateTime::from_timestamp(seconds, 0).map_or_else(|| "a day out of reach".to_owned(), |date| date.to_string())
 }
 
 /// The API's time as nanoseconds since 1970; `None` when it is outside what 64 bits hold or no valid time.

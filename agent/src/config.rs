@@ -17,6 +17,8 @@ use tonic::{
     transport::Endpoint,
 };
 
+use crate::certificate;
+
 /// Environment variable with the node's name: of many nodes with one file, as in Kubernetes, each has its own.
 pub const NODE_NAME: &str = "PORTCULLIS_NODE_NAME";
 /// Environment variable with the cluster's name.
@@ -59,6 +61,8 @@ pub struct Config {
     pub export: Export,
     /// See [`Metrics`].
     pub metrics: Metrics,
+    /// See [`Tcp`]. Unset: the API is on its socket alone.
+    pub tcp: Option<Tcp>,
     /// See [`Sandbox`].
     pub sandbox: Sandbox,
 }
@@ -242,6 +246,53 @@ pub struct Metrics {
     pub listen: Option<SocketAddr>,
 }
 
+/// `[tcp]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "TcpSection")]
+pub struct Tcp {
+    /// Where the API is served by mutual TLS.
+    pub listen: SocketAddr,
+    /// The agent's certificate, and those between it and what its clients trust.
+    pub certificate: AbsolutePath,
+    /// Its key.
+    pub key: AbsolutePath,
+    /// Whom clients' certificates are signed by.
+    pub client_ca: AbsolutePath,
+    /// Whose certificates may make the calls that change nothing.
+    pub read: Vec<certificate::Name>,
+    /// And whose all.
+    pub admin: Vec<certificate::Name>,
+}
+
+/// As it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TcpSection {
+    listen: SocketAddr,
+    certificate: AbsolutePath,
+    key: AbsolutePath,
+    client_ca: AbsolutePath,
+    #[serde(default)]
+    read: Vec<certificate::Name>,
+    #[serde(default)]
+    admin: Vec<certificate::Name>,
+}
+
+impl TryFrom<TcpSection> for Tcp {
+    type Error = String;
+
+    fn try_from(section: TcpSection) -> Result<Self, String> {
+        let TcpSection { listen, certificate, key, client_ca, read, admin } = section;
+        if read.is_empty() && admin.is_empty() {
+            return Err("neither read nor admin names a certificate: nobody could call".to_owned());
+        }
+        if let Some(name) = read.iter().find(|name| admin.contains(name)) {
+            return Err(format!("{:?} is in both read and admin: an administrator may read", name.to_string()));
+        }
+        Ok(Self { listen, certificate, key, client_ca, read, admin })
+    }
+}
+
 /// `[sandbox]`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -358,6 +409,7 @@ impl Default for Config {
             log: Log::default(),
             export: Export::default(),
             metrics: Metrics::default(),
+            tcp: None,
             sandbox: Sandbox::default(),
         }
     }
@@ -493,6 +545,7 @@ mod tests {
         .into_iter()
         .chain(["# group", "max_age_days", "max_size_mb", "# node_name", "# cluster_name", "# listen"])
         .chain(["# path", "# max_size_mb", "# keep", "# endpoint", "# headers", "# timeout_seconds"])
+        .chain(["# certificate", "# key", "# client_ca", "# read", "# admin"])
         {
             assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
         }
@@ -521,6 +574,10 @@ mod tests {
         let (jsonl, otlp) = (config.export.jsonl.unwrap(), config.export.otlp.unwrap());
         assert_eq!((jsonl.max_size_mb, jsonl.keep, otlp.timeout_seconds), (jsonl_size(), jsonl_keep(), otlp_timeout()));
         assert!(!otlp.headers.metadata().is_empty());
+        let (_, tcp) = SHIPPED.split_once("# [tcp]").unwrap();
+        let tcp = tcp.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| line.contains(" = "));
+        let tcp = format!("[tcp]\n{}", tcp.collect::<Vec<_>>().join("\n"));
+        assert_eq!(Config::parse(Path::new("p.toml"), &tcp).unwrap().tcp.unwrap().admin.len(), 2);
     }
 
     #[test]
@@ -552,6 +609,22 @@ mod tests {
         let control = error("cluster_name = \"a\\u001b\"\n");
         assert!(control.starts_with("p.toml:1:16: ") && control.contains("control"), "{control}");
         assert!(error(&format!("node_name = \"{}\"\n", "x".repeat(254))).contains("253"));
+    }
+
+    #[test]
+    fn who_may_call_over_tcp_is_named() {
+        let tcp = |rest: &str| {
+            let files = "certificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/a\"";
+            Config::parse(Path::new("p.toml"), &format!("[tcp]\nlisten = \"[::]:9466\"\n{files}\n{rest}\n"))
+        };
+        let section = tcp("read = [\"DNS:a\"]\nadmin = [\"CN:b\", \"URI:spiffe://c/d\"]").unwrap().tcp.unwrap();
+        assert_eq!((section.read.len(), section.admin.len(), section.listen.port()), (1, 2, 9466));
+        let error = |rest| tcp(rest).unwrap_err().to_string();
+        assert!(error("").contains("nobody could call"));
+        assert!(error("read = [\"CN:a\"]\nadmin = [\"CN:a\"]").contains("\"CN:a\" is in both"));
+        assert!(error("admin = [\"a\"]").contains("DNS:NAME, URI:NAME or CN:NAME"));
+        assert!(error("admin = [\"CN:a\"]\ncrl = \"/x\"").contains("unknown field `crl`"));
+        assert!(Config::parse(Path::new("p.toml"), "[tcp]\nlisten = \":1\"\n").is_err());
     }
 
     #[test]

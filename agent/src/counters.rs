@@ -127,6 +127,14 @@ counters! {
         requests_refused,
         /// Connections to the API closed because their user had too many.
         connections_refused,
+        /// Calls of the API refused because the client's certificate may not make them.
+        calls_forbidden,
+        /// Calls of the API ended because they took too long.
+        calls_timed_out,
+        /// Connections over TCP that ended without a valid certificate, or without TLS 1.3.
+        handshakes_refused,
+        /// Times that the certificate files for TCP could not be used, and the former ones stayed in use.
+        certificates_rejected,
         /// System calls of the agent itself that were refused, as its profile does not name them.
         syscalls_refused,
     }

@@ -14,6 +14,7 @@
 //! | [`containerd`] | the calls of containerd's API that these two need |
 //! | [`store`] | SQLite |
 //! | [`api`] | gRPC |
+//! | [`certificate`] | whom a certificate names |
 //! | [`export`], [`metrics`] | signals and numbers for others: OCSF as JSON lines and over OTLP, Prometheus |
 //! | [`sandbox`] | what the agent leaves itself once it has started |
 //! | [`counters`] | everything that was dropped or refused |
@@ -22,6 +23,7 @@
 mod additions;
 mod api;
 mod app;
+mod certificate;
 mod changes;
 mod clock;
 mod config;

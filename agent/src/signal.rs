@@ -230,7 +230,11 @@ pub fn operation(
     let measures: Vec<&str> = operation.measures().map(measure_word).collect();
     let measures = if measures.is_empty() { "all".to_owned() } else { measures.join(", ") };
     let process = if operation.pid == 0 { String::new() } else { format!(" {}", operation.pid) };
-    let by = operation.caller.map(|caller| format!(" by uid {}, pid {}", caller.uid, caller.pid)).unwrap_or_default();
+    let by = match &operation.caller {
+        None => String::new(),
+        Some(caller) if caller.certificate.is_empty() => format!(" by uid {}, pid {}", caller.uid, caller.pid),
+        Some(caller) => format!(" by certificate {}, serial {}", caller.certificate, caller.serial),
+    };
     let outcome = match operation.error.as_str() {
         "" => "done".to_owned(),
         error => format!("not done: {}", text::escaped(error)),

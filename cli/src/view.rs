@@ -331,13 +331,15 @@ pub struct Operation {
     pub error: String,
 }
 
-/// The process that asked.
-#[derive(Debug, Clone, Copy, Serialize)]
+/// Who asked: a process, or a certificate.
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Caller {
-    pub uid: u32,
-    pub gid: u32,
-    pub pid: u32,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub pid: Option<u32>,
+    pub certificate: Option<String>,
+    pub serial: Option<String>,
 }
 
 /// The other end of a socket.
@@ -623,8 +625,12 @@ impl From<v1::Triage> for Triage {
 }
 
 impl From<v1::Caller> for Caller {
-    fn from(v1::Caller { uid, gid, pid }: v1::Caller) -> Self {
-        Self { uid, gid, pid }
+    fn from(v1::Caller { uid, gid, pid, certificate, serial }: v1::Caller) -> Self {
+        if certificate.is_empty() {
+            Self { uid: Some(uid), gid: Some(gid), pid: Some(pid), certificate: None, serial: None }
+        } else {
+            Self { uid: None, gid: None, pid: None, certificate: Some(certificate), serial: Some(serial) }
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The gRPC API on the unix socket.
+//! The gRPC API, on the unix socket and, where that is configured, over TCP.
 //!
 //! | module | idea |
 //! |---|---|
@@ -7,13 +7,17 @@
 //! | [`watch`] | the stream of signals |
 //! | [`page`] | page tokens |
 //! | [`peer`] | who calls |
-//! | [`connections`], [`rate`] | how much of it a user may do |
+//! | [`access`] | who may make which call |
+//! | [`connections`], [`rate`], [`deadline`] | how much of it a user may do, and for how long |
 //! | [`status`] | every error's gRPC code |
 //! | [`socket`] | the socket's place, mode and group |
+//! | [`tcp`], [`tls`] | connections over TCP, and the certificates for them |
 
+mod access;
 mod connections;
 mod containers;
 mod containment;
+mod deadline;
 mod explain;
 mod node;
 mod page;
@@ -23,10 +27,12 @@ mod rate;
 mod signals;
 pub mod socket;
 mod status;
+pub mod tcp;
+pub mod tls;
 mod triage;
 mod watch;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use portcullis_bpf::abi::ContainerStats;
 use portcullis_policy::yaml;
@@ -36,11 +42,22 @@ use portcullis_proto::v1::{
     signal_service_server::SignalServiceServer, triage_service_server::TriageServiceServer,
 };
 use tokio::{net::UnixListener, sync};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::transport::Server;
 
 use self::{
-    containers::ContainerApi, containment::ContainmentApi, node::NodeApi, policies::PolicyApi, rate::Rate,
-    signals::SignalApi, triage::TriageApi,
+    access::{Calls, Gate},
+    connections::Users,
+    containers::ContainerApi,
+    containment::ContainmentApi,
+    deadline::Deadline,
+    node::NodeApi,
+    policies::PolicyApi,
+    rate::Rate,
+    signals::SignalApi,
+    tcp::Listener,
+    tls::Tls,
+    triage::TriageApi,
 };
 use crate::{
     config::Seccomp,
@@ -57,6 +74,10 @@ const MAX_REQUEST: usize = 64 * 1024;
 const MAX_POLICY_REQUEST: usize = yaml::SIZE_MAX + MAX_REQUEST;
 /// Calls at a time on one connection.
 const MAX_STREAMS: u32 = 64;
+/// How often a client is asked whether it is still there …
+const PING: Duration = Duration::from_secs(30);
+/// … and how long it may take to answer. One that reads nothing does not.
+const PONG: Duration = Duration::from_secs(20);
 
 /// What the kernel counts.
 pub trait KernelCounters: Send + Sync + 'static {
@@ -104,6 +125,8 @@ pub struct Sources {
     pub enforcement: Enforcement,
     /// What operators stop by hand.
     pub containment: Containment,
+    /// The certificates for TCP, where that is served.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// Why the API could not be served.
@@ -112,6 +135,9 @@ pub enum ApiError {
     /// The descriptors are not valid.
     #[error("building the reflection service")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The same.
+    #[error("reading the API's definition")]
+    Definition(#[from] prost::DecodeError),
     /// The server failed.
     #[error("serving the API")]
     Serve(#[from] tonic::transport::Error),
@@ -120,6 +146,7 @@ pub enum ApiError {
 /// Serves until `shutdown` becomes true, and then until the calls under way are answered.
 pub async fn serve(
     listener: UnixListener,
+    tcp: Option<Listener>,
     sources: Sources,
     shutdown: sync::watch::Receiver<bool>,
 ) -> Result<(), ApiError> {
@@ -139,10 +166,21 @@ pub async fn serve(
     let signals = SignalApi::new(sources.store.clone(), shutdown.clone());
     let triage = TriageApi(sources.clone());
     let mut stopped = shutdown.clone();
-    let connections = connections::accept(listener, Arc::clone(&sources.counters));
+    let (users, counters) = (Users::default(), &sources.counters);
+    let remote = match tcp {
+        Some(tcp) => tcp.accept(Arc::clone(&users), Arc::clone(counters)),
+        // Ends at once.
+        None => ReceiverStream::new(sync::mpsc::channel(1).1),
+    };
+    let local = connections::accept(listener, users, Arc::clone(counters));
+    let calls = Arc::new(Calls::new()?);
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
-        .layer(Rate::new(Arc::clone(&sources.counters)))
+        .http2_keepalive_interval(Some(PING))
+        .http2_keepalive_timeout(Some(PONG))
+        .layer(Rate::new(Arc::clone(counters)))
+        .layer(Gate::new(Arc::clone(&calls), Arc::clone(counters)))
+        .layer(Deadline::new(calls, Arc::clone(counters)))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
@@ -155,7 +193,7 @@ pub async fn serve(
                 .max_decoding_message_size(MAX_REQUEST),
         )
         .add_service(NodeServiceServer::new(NodeApi(sources)).max_decoding_message_size(MAX_REQUEST))
-        .serve_with_incoming_shutdown(connections, async move {
+        .serve_with_incoming_shutdown(local.merge(remote), async move {
             // An error means that the other end is gone, which is the end as well.
             let _ = stopped.wait_for(|stop| *stop).await;
         })

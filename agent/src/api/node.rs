@@ -15,7 +15,8 @@ pub struct NodeApi(pub Sources);
 #[tonic::async_trait]
 impl NodeService for NodeApi {
     async fn get_status(&self, _request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
-        let Sources { store, containers, kernel, counters, facts, enforcement, containment: _, sender: _ } = &self.0;
+        let Sources { store, containers, kernel, counters, facts, enforcement, tls, containment: _, sender: _ } =
+            &self.0;
         let (mut guarded, mut unguarded) = (0, 0);
         let mut left_behind = LeftBehindCount::default();
         for container in containers.all().into_values().filter(|container| container.ended_ns.is_none()) {
@@ -26,6 +27,7 @@ impl NodeService for NodeApi {
             }
         }
         let own = [store.health().check(), sandbox::check(facts.seccomp, &refusals::refused())];
+        let tcp = tls.as_ref().map(|tls| tls.check());
         let losses = kernel.node().into_iter().chain(counters.losses());
         let (in_force, policy_error) = enforcement.status();
         let last_signal_id = *store.last_id().borrow();
@@ -37,7 +39,7 @@ impl NodeService for NodeApi {
             backend_reason: facts.backend_reason.clone(),
             kernel: facts.kernel.clone(),
             started: Some(timestamp(facts.started_ns)),
-            checks: facts.checks.iter().cloned().chain(own).chain(left_behind.check()).collect(),
+            checks: facts.checks.iter().cloned().chain(own).chain(tcp).chain(left_behind.check()).collect(),
             policies: in_force.into_iter().map(policies::message).collect(),
             containers_guarded: guarded,
             containers_unguarded: unguarded,

@@ -11,7 +11,7 @@ use portcullis_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{explain, peer};
+use super::{explain, peer::Audit};
 use crate::{
     containers::{self, Containers},
     enforcement::{Change, Edit, Edited, Enforcement, InForce},
@@ -128,7 +128,7 @@ impl PolicyService for PolicyApi {
         &self,
         request: Request<ApplyPolicyRequest>,
     ) -> Result<Response<ApplyPolicyResponse>, Status> {
-        let caller = Caller::of(&request);
+        let caller = Audit::of(request.extensions());
         let ApplyPolicyRequest { yaml, dry_run, overwrite, file_name } = request.into_inner();
         let outcome = self
             .blocking(move |api| {
@@ -136,9 +136,10 @@ impl PolicyService for PolicyApi {
                 Ok(api.enforcement.store(file, &yaml, Edit { dry_run, overwrite })?)
             })
             .await;
-        let edited = outcome.inspect_err(|status| caller.refused("ApplyPolicy", status))?;
-        let (Caller { uid, pid }, Edited { change, policy }) = (caller, edited);
-        tracing::info!(uid, pid, policy = policy.name, file = policy.source, ?change, dry_run, "a policy was applied");
+        let edited = outcome.inspect_err(|status| refused(&caller, "ApplyPolicy", status))?;
+        let (Audit { uid, pid, certificate, serial }, Edited { change, policy }) = (caller, edited);
+        let (name, file) = (&policy.name, &policy.source);
+        tracing::info!(uid, pid, certificate, serial, policy = name, file, ?change, dry_run, "a policy was applied");
         let change = match change {
             Change::Created => PolicyChange::Created,
             Change::Replaced => PolicyChange::Replaced,
@@ -151,17 +152,18 @@ impl PolicyService for PolicyApi {
         &self,
         request: Request<DeletePolicyRequest>,
     ) -> Result<Response<DeletePolicyResponse>, Status> {
-        let caller = Caller::of(&request);
+        let caller = Audit::of(request.extensions());
         let DeletePolicyRequest { name, dry_run } = request.into_inner();
         let outcome = self.blocking(move |api| Ok(api.enforcement.delete(&name, dry_run)?)).await;
-        let policy = outcome.inspect_err(|status| caller.refused("DeletePolicy", status))?;
-        let Caller { uid, pid } = caller;
-        tracing::info!(uid, pid, policy = policy.name, file = policy.source, dry_run, "a policy was deleted");
+        let policy = outcome.inspect_err(|status| refused(&caller, "DeletePolicy", status))?;
+        let Audit { uid, pid, certificate, serial } = caller;
+        let (name, file) = (&policy.name, &policy.source);
+        tracing::info!(uid, pid, certificate, serial, policy = name, file, dry_run, "a policy was deleted");
         Ok(Response::new(DeletePolicyResponse { policy: Some(message(policy)) }))
     }
 
     async fn set_mode(&self, request: Request<SetModeRequest>) -> Result<Response<SetModeResponse>, Status> {
-        let caller = Caller::of(&request);
+        let caller = Audit::of(request.extensions());
         let request = request.into_inner();
         let mode = match v1::Mode::try_from(request.mode) {
             Ok(v1::Mode::Unspecified) => None,
@@ -176,10 +178,10 @@ impl PolicyService for PolicyApi {
             Target::Container(container) => (None, Some(container.id.clone())),
         };
         let outcome = self.blocking(move |api| api.set_mode(target, mode)).await;
-        let response = outcome.inspect_err(|status| caller.refused("SetMode", status))?;
-        let Caller { uid, pid } = caller;
+        let response = outcome.inspect_err(|status| refused(&caller, "SetMode", status))?;
+        let Audit { uid, pid, certificate, serial } = caller;
         let (mode, changed) = (mode.map_or_else(|| "default".to_owned(), |mode| mode.to_string()), response.containers);
-        tracing::info!(uid, pid, policy, container, mode, changed, "a mode was set");
+        tracing::info!(uid, pid, certificate, serial, policy, container, mode, changed, "a mode was set");
         Ok(Response::new(response))
     }
 
@@ -192,22 +194,10 @@ impl PolicyService for PolicyApi {
     }
 }
 
-/// Who changes something.
-struct Caller {
-    uid: Option<u32>,
-    pid: Option<u32>,
-}
-
-impl Caller {
-    fn of<T>(request: &Request<T>) -> Self {
-        let caller = peer::caller(request);
-        Self { uid: caller.map(|caller| caller.uid), pid: caller.map(|caller| caller.pid).filter(|pid| *pid != 0) }
-    }
-
-    fn refused(&self, call: &str, status: &Status) {
-        let Self { uid, pid } = *self;
-        tracing::warn!(uid, pid, call, code = ?status.code(), error = status.message(), "a change was refused");
-    }
+fn refused(caller: &Audit, call: &str, status: &Status) {
+    let Audit { uid, pid, certificate, serial } = caller;
+    let (code, error) = (status.code(), status.message());
+    tracing::warn!(uid, pid, certificate, serial, call, ?code, error, "a change was refused");
 }
 
 /// A policy as the API shows it.

@@ -18,7 +18,7 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
-use super::peer;
+use super::peer::{self, User};
 use crate::counters::Counters;
 
 /// Calls at once.
@@ -31,8 +31,7 @@ pub const WAITING: u32 = 100;
 /// The buckets. Cheap to clone.
 #[derive(Clone)]
 pub struct Rate {
-    /// By user; `None` has no credentials.
-    full_at: Arc<Mutex<HashMap<Option<u32>, Instant>>>,
+    full_at: Arc<Mutex<HashMap<User, Instant>>>,
     counters: Arc<Counters>,
 }
 
@@ -43,14 +42,14 @@ impl Rate {
     }
 
     /// How long a call has to wait; none that may not be made.
-    fn turn(&self, uid: Option<u32>, now: Instant) -> Option<Duration> {
+    fn turn(&self, user: User, now: Instant) -> Option<Duration> {
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         full_at.retain(|_, full_at| *full_at > now);
-        let then = full_at.get(&uid).copied().unwrap_or(now) + REFILL;
+        let then = full_at.get(&user).copied().unwrap_or(now) + REFILL;
         let wait = (then - now).saturating_sub(REFILL * BURST);
         let allowed = wait <= REFILL * WAITING;
         if allowed {
-            full_at.insert(uid, then);
+            full_at.insert(user, then);
         }
         allowed.then_some(wait)
     }
@@ -86,8 +85,8 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let uid = peer::by_connection(request.extensions()).map(|caller| caller.uid);
-        let Some(wait) = self.rate.turn(uid, Instant::now()) else {
+        let user = peer::user(request.extensions());
+        let Some(wait) = self.rate.turn(user, Instant::now()) else {
             self.rate.counters.requests_refused.increment();
             let refusal =
                 Status::resource_exhausted("this user makes too many calls: 50 a second, or 500 at once, are served");
@@ -115,7 +114,7 @@ mod tests {
         let start = Instant::now();
         // At once, after a wait, and not at all.
         let calls = |uid, now| {
-            let turns: Vec<_> = (0..2 * BURST).map(|_| rate.turn(Some(uid), now)).collect();
+            let turns: Vec<_> = (0..2 * BURST).map(|_| rate.turn(User::Uid(uid), now)).collect();
             [
                 turns.iter().filter(|turn| turn.is_some_and(|wait| wait.is_zero())).count(),
                 turns.iter().flatten().count(),
@@ -126,7 +125,7 @@ mod tests {
         assert_eq!(calls(0, start), [500, 600]);
         assert_eq!(calls(1000, start + Duration::from_secs(1)), [0, 50]);
         assert_eq!(calls(1000, start + Duration::from_secs(60)), [500, 600]);
-        assert_eq!(rate.turn(None, start + Duration::from_secs(120)), Some(Duration::ZERO));
+        assert_eq!(rate.turn(User::Unlisted, start + Duration::from_secs(120)), Some(Duration::ZERO));
         assert_eq!(rate.full_at.lock().unwrap().len(), 1, "full buckets are forgotten");
     }
 
@@ -136,7 +135,7 @@ mod tests {
         let start = Instant::now();
         let mut now = start;
         for _ in 0..5 * BURST {
-            now += rate.turn(Some(1000), now).unwrap();
+            now += rate.turn(User::Uid(1000), now).unwrap();
         }
         assert_eq!(now - start, REFILL * 4 * BURST);
     }

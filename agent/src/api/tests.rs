@@ -61,8 +61,12 @@ pub struct Bed {
 }
 
 pub fn bed() -> Bed {
+    bed_with(None, Arc::default())
+}
+
+/// One that is asked over TCP as well.
+pub fn bed_with(tcp: Option<Listener>, counters: Arc<Counters>) -> Bed {
     let directory = tempfile::tempdir().unwrap();
-    let counters = Arc::new(Counters::default());
     let limits = Limits { max_age: Duration::from_secs(3600), max_bytes: 1 << 30 };
     let (sender, store, _thread) = store::open(&directory.path().join("state"), limits, Arc::clone(&counters)).unwrap();
     let facts = NodeFacts {
@@ -90,10 +94,11 @@ pub fn bed() -> Bed {
         kernel: Arc::new(NoKernel),
         counters,
         facts: Arc::new(facts),
+        tls: tcp.as_ref().map(|tcp| Arc::clone(tcp.tls())),
     };
     let (shutdown, stopped) = sync::watch::channel(false);
     let (listener, socket) = socket::Socket::prepare(directory.path(), None).unwrap().publish().unwrap();
-    tokio::spawn(serve(listener, sources.clone(), stopped));
+    tokio::spawn(serve(listener, tcp, sources.clone(), stopped));
     Bed { directory, sender, sources, tables, shutdown, socket, _signals: signals }
 }
 
@@ -799,7 +804,7 @@ async fn containers_are_contained_and_released_and_each_call_is_kept() {
     let rules: Vec<_> = signals.iter().map(|signal| signal.rule.as_str()).collect();
     assert_eq!(rules, ["containment", "containment", "release", "containment", "release"]);
     let operation = signals[0].operation.as_ref().unwrap();
-    let caller = operation.caller.unwrap();
+    let caller = operation.caller.as_ref().unwrap();
     assert_eq!(caller.pid, std::process::id());
     assert_eq!((operation.measures().collect::<Vec<_>>(), operation.error.as_str()), (vec![Measure::Lock], ""));
     let expected = format!("containment of container c1 (lock) by uid {}, pid {}: done", caller.uid, caller.pid);
@@ -866,7 +871,7 @@ async fn what_can_not_be_contained_is_refused_with_a_reason() {
     }
     // Others may look.
     let place = crate::signal::Place { id: "inner", namespace: "" };
-    for caller in [None, Some(v1::Caller { uid: u32::MAX - 7, gid: 0, pid: 1 })] {
+    for caller in [None, Some(v1::Caller { uid: u32::MAX - 7, pid: 1, ..v1::Caller::default() })] {
         let error = bed.sources.containment.contain(place, Measure::Freeze, 0, caller).await.unwrap_err();
         assert_eq!(tonic::Status::from(error).code(), Code::PermissionDenied);
     }

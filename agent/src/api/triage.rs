@@ -8,7 +8,10 @@ use portcullis_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Sources, peer::caller};
+use super::{
+    Sources,
+    peer::{Audit, caller},
+};
 use crate::{
     store::StoreError,
     triage::{self, Subject},
@@ -29,12 +32,12 @@ pub struct TriageApi(pub Sources);
 
 #[tonic::async_trait]
 impl TriageService for TriageApi {
-    /// For whoever may connect: it changes nothing but what people say.
+    /// For whoever may use the socket: it changes nothing but what people say.
     async fn set_triage_state(
         &self,
         request: Request<SetTriageStateRequest>,
     ) -> Result<Response<SetTriageStateResponse>, Status> {
-        let caller = caller(&request);
+        let (caller, Audit { uid, pid, certificate, serial }) = (caller(&request), Audit::of(request.extensions()));
         let mut request = request.into_inner();
         if !matches!(TriageState::try_from(request.state), Ok(state) if state != TriageState::Unspecified) {
             return Err(Status::invalid_argument(format!("state has the unknown value {}", request.state)));
@@ -50,7 +53,8 @@ impl TriageService for TriageApi {
         request.signal_ids.sort_unstable();
         request.signal_ids.dedup();
         let author = match (&caller, request.author.is_empty()) {
-            (Some(caller), true) => format!("uid {}", caller.uid),
+            (Some(caller), true) if caller.certificate.is_empty() => format!("uid {}", caller.uid),
+            (Some(caller), true) => caller.certificate.clone(),
             _ => request.author,
         };
         let change = Triage {
@@ -66,7 +70,10 @@ impl TriageService for TriageApi {
             state = change.state().as_str_name(),
             note = change.note,
             author = change.author,
-            uid = caller.map(|caller| caller.uid),
+            uid,
+            pid,
+            certificate,
+            serial,
             "triage"
         );
         self.0.sender.set_triage(request.signal_ids.clone(), change).await?;

@@ -57,7 +57,7 @@ impl Series<'_, '_> {
 
 impl Collector for NodeMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Sources { store, containers, kernel, counters, facts, enforcement, containment: _, sender: _ } =
+        let Sources { store, containers, kernel, counters, facts, enforcement, tls, containment: _, sender: _ } =
             &self.sources;
         let mut series = Series { encoder: &mut encoder };
         let counted = |values: Vec<(&'static str, u64)>| {
@@ -124,6 +124,11 @@ impl Collector for NodeMetrics {
         series.gauge("policies_current", help, None, error.is_empty().into())?;
         let started = facts.started_ns / 1_000_000_000;
         series.gauge("start_time", "When the agent started, since 1970", Some(&Unit::Seconds), started)?;
+        if let Some(tls) = tls {
+            let expiry = u64::try_from(tls.not_after()).unwrap_or_default();
+            let help = "When the certificate of the API's TCP listener expires, since 1970";
+            series.gauge("tcp_certificate_expiry", help, Some(&Unit::Seconds), expiry)?;
+        }
         let abi = ABI_VERSION.to_string();
         let info = Info::new(
             [

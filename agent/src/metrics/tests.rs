@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{api::tests::bed, store};
+use crate::{api::tcp::tests::served, store};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -23,7 +23,9 @@ async fn ask(address: SocketAddr, head: &str) -> String {
 
 /// The answer to a scrape when two signals of one kind and one of another were stored.
 async fn scrape() -> (SocketAddr, String) {
-    let bed = bed();
+    // All metrics that there may be.
+    let served = served().await;
+    let bed = &served.bed;
     let (progress, exporter) = watch::channel(Progress { id: 1, delivered: 1 });
     let database = bed.directory.path().join("state").join(store::FILE_NAME);
     // Whichever port is free: two tests may choose at the same time, but not the same one.

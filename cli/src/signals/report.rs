@@ -255,8 +255,14 @@ impl<W: Write> Report<'_, W> {
         if operation.pid != 0 {
             self.safe("process", &operation.pid.to_string())?;
         }
-        if let Some(Caller { uid, gid, pid }) = operation.caller {
-            self.safe("asked for by", &format!("uid {uid}, gid {gid}, pid {pid}"))?;
+        match &operation.caller {
+            Some(Caller { uid: Some(uid), gid: Some(gid), pid: Some(pid), .. }) => {
+                self.safe("asked for by", &format!("uid {uid}, gid {gid}, pid {pid}"))?;
+            }
+            Some(Caller { certificate: Some(certificate), serial: Some(serial), .. }) => {
+                self.field("asked for by", &format!("certificate {certificate}, serial {serial}"))?;
+            }
+            _ => {}
         }
         self.field("outcome", if operation.error.is_empty() { "done" } else { &operation.error })
     }

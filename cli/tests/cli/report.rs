@@ -198,7 +198,7 @@ fn an_operation_says_who_and_what_came_of_it() {
     signal.operation = Some(Operation {
         measures: vec![Measure::KillProcess.into()],
         pid: 77,
-        caller: Some(Caller { uid: 1000, gid: 100, pid: 4711 }),
+        caller: Some(Caller { uid: 1000, gid: 100, pid: 4711, ..Caller::default() }),
         error: HOSTILE.into(),
     });
     let report = report(signal);

@@ -695,7 +695,8 @@ pub struct SetTriageStateRequest {
     /// At most 4096 bytes.
     #[prost(string, tag = "3")]
     pub note: ::prost::alloc::string::String,
-    /// Who says so, at most 256 bytes. Empty: the caller's user id, "uid 0".
+    /// Who says so, at most 256 bytes. Empty: the caller's user id, "uid 0", or its
+    /// certificate's name.
     #[prost(string, tag = "4")]
     pub author: ::prost::alloc::string::String,
 }
@@ -1352,16 +1353,24 @@ pub struct Operation {
     #[prost(string, tag = "4")]
     pub error: ::prost::alloc::string::String,
 }
-/// The process at the other end of the socket, as the kernel told when it connected.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+/// The process at the other end of the socket, as the kernel told when it connected; or, over TCP, the client's certificate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Caller {
+    /// 4294967295 over TCP, as that is nobody's.
     #[prost(uint32, tag = "1")]
     pub uid: u32,
+    /// The same.
     #[prost(uint32, tag = "2")]
     pub gid: u32,
     /// 0 when unknown.
     #[prost(uint32, tag = "3")]
     pub pid: u32,
+    /// The certificate's name by which the configuration lets it call: "DNS:…", "URI:…" or "CN:…". Empty for a process.
+    #[prost(string, tag = "4")]
+    pub certificate: ::prost::alloc::string::String,
+    /// Its serial number, in hexadecimal digits: with colons between bytes. Empty for a process.
+    #[prost(string, tag = "5")]
+    pub serial: ::prost::alloc::string::String,
 }
 /// What was done about an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -4164,7 +4173,7 @@ pub mod containment_service_client {
     use tonic::codegen::http::Uri;
     /// Containment: stopping a container, or a part of it, by hand. Each call is kept as a signal, whether it succeeded or not.
     ///
-    /// For root only: others get PERMISSION_DENIED. Further errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
+    /// For root and, over TCP, administrators only: others get PERMISSION_DENIED. Further errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
     /// FAILED_PRECONDITION, it has ended, or what is asked for can't be done to it; INVALID_ARGUMENT. What containerd answered
     /// keeps its code and its text.
     #[derive(Debug, Clone)]
@@ -4325,7 +4334,7 @@ pub mod containment_service_server {
     }
     /// Containment: stopping a container, or a part of it, by hand. Each call is kept as a signal, whether it succeeded or not.
     ///
-    /// For root only: others get PERMISSION_DENIED. Further errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
+    /// For root and, over TCP, administrators only: others get PERMISSION_DENIED. Further errors: NOT_FOUND, no such container is known here, as it is gone or was not started by Portcullis's shim;
     /// FAILED_PRECONDITION, it has ended, or what is asked for can't be done to it; INVALID_ARGUMENT. What containerd answered
     /// keeps its code and its text.
     #[derive(Debug)]

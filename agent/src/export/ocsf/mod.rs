@@ -450,7 +450,10 @@ fn unmapped(signal: &v1::Signal, node: &Node) -> Map<String, Value> {
     if let Some(operation) = &signal.operation {
         let measures: Vec<_> =
             operation.measures().map(|measure| enum_name(measure.as_str_name(), "MEASURE_")).collect();
-        let caller = operation.caller.map(|caller| json!({"uid": caller.uid, "gid": caller.gid, "pid": caller.pid}));
+        let caller = operation.caller.as_ref().map(|caller| match caller.certificate.as_str() {
+            "" => json!({"uid": caller.uid, "gid": caller.gid, "pid": caller.pid}),
+            certificate => json!({"certificate": certificate, "serial": caller.serial}),
+        });
         let told = json!({"measures": measures, "pid": operation.pid, "caller": caller, "error": operation.error});
         out.insert("operation".to_owned(), told);
     }

@@ -155,7 +155,7 @@ fn full() -> v1::Signal {
         suppressed: vec![v1::SuppressedCount { tool: "nc".into(), verdict: v1::Verdict::Killed.into(), count: 9 }],
         operation: Some(v1::Operation {
             measures: vec![v1::Measure::Freeze.into()],
-            caller: Some(v1::Caller { uid: 0, gid: 0, pid: 5 }),
+            caller: Some(v1::Caller { pid: 5, ..v1::Caller::default() }),
             ..v1::Operation::default()
         }),
         novelty: Some(v1::Novelty { first_time: true, summary: "first".into(), ..v1::Novelty::default() }),
