@@ -2,16 +2,21 @@
 
 use std::path::PathBuf;
 
-use clap::{ColorChoice, Parser, Subcommand};
+use clap::{ColorChoice, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use rustls::pki_types::ServerName;
 
 use crate::{
-    check, completions,
+    check,
+    client::{Agent, ClientError, Place},
+    completions,
     contain::{Contain, Release},
     containers, exit, fingerprint,
     install::{Install, Uninstall},
     man, mode,
     output::{Format, Screen},
-    policy, signals, triage,
+    policy, signals,
+    tls::{self, Identity, Remote},
+    triage,
 };
 
 /// Network utilities in containers: what was found on this node, what is guarded, what the node can do.
@@ -32,6 +37,21 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PATH", env = "PORTCULLIS_SOCKET")]
     #[arg(default_value = "/run/portcullis/portcullis.sock")]
     pub socket: PathBuf,
+    /// An agent that serves TCP, instead of the socket; needs --ca, --cert and --key
+    #[arg(long, global = true, value_name = "https://HOST:PORT", env = "PORTCULLIS_ADDRESS")]
+    pub address: Option<Remote>,
+    /// Whom its certificate is signed by (PEM)
+    #[arg(long, global = true, value_name = "FILE", env = "PORTCULLIS_CA")]
+    pub ca: Option<PathBuf>,
+    /// Your certificate (PEM)
+    #[arg(long, global = true, value_name = "FILE", env = "PORTCULLIS_CERT")]
+    pub cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, global = true, value_name = "FILE", env = "PORTCULLIS_KEY")]
+    pub key: Option<PathBuf>,
+    /// The name that its certificate is for, if that is not HOST
+    #[arg(long, global = true, value_name = "NAME", env = "PORTCULLIS_SERVER_NAME", value_parser = tls::server_name)]
+    pub server_name: Option<ServerName<'static>>,
     /// Output format
     #[arg(short, long, global = true, value_name = "FORMAT", value_enum, default_value = "table")]
     pub output: Format,
@@ -44,6 +64,30 @@ impl Global {
     /// What is known about standard output.
     pub fn screen(&self) -> Screen {
         Screen::stdout(self.color)
+    }
+
+    /// Where the agent is; an error of usage if that can't be told.
+    pub fn place(&self) -> Result<Place, clap::Error> {
+        let Some(remote) = &self.address else { return Ok(Place::Socket(self.socket.clone())) };
+        match (&self.ca, &self.cert, &self.key) {
+            (Some(ca), Some(cert), Some(key)) => {
+                let identity = Identity { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
+                let remote = match &self.server_name {
+                    Some(name) => remote.clone().with_name(name.clone()),
+                    None => remote.clone(),
+                };
+                Ok(Place::Remote(remote, identity))
+            }
+            _ => {
+                let reason = "--address needs --ca, --cert and --key: the agent is asked over TCP by mutual TLS only";
+                Err(Args::command().error(ErrorKind::MissingRequiredArgument, reason))
+            }
+        }
+    }
+
+    /// A connection to it.
+    pub async fn agent(&self) -> Result<Agent, ClientError> {
+        Agent::connect(self.place().unwrap_or_else(|error| error.exit())).await
     }
 }
 

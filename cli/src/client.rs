@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,7 +19,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::escape;
+use crate::{
+    escape,
+    tls::{self, Identity, IdentityError, Remote},
+};
 
 /// How long the agent may take to answer.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -32,15 +35,18 @@ const MESSAGE_LIMIT: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No agent there, or not for us.
-    #[error("cannot reach portcullisd at {}: {cause}: {remedy}", socket.display())]
+    #[error("cannot reach portcullisd at {place}: {cause}: {remedy}")]
     Unreachable {
-        /// Its socket.
-        socket: PathBuf,
+        /// Its socket or address.
+        place: String,
         /// What happened.
         cause: String,
         /// What to do.
         remedy: &'static str,
     },
+    /// We have nothing to show it.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The agent does not have it.
     #[error("{0}")]
     NotFound(String),
@@ -60,7 +66,7 @@ impl ClientError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
-            Self::NotFound(_) => false,
+            Self::NotFound(_) | Self::Identity(_) => false,
             Self::Refused { code, .. } => !matches!(
                 code,
                 Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented
@@ -69,10 +75,28 @@ impl ClientError {
     }
 }
 
+/// Where the agent is.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// On this node.
+    Socket(PathBuf),
+    /// Anywhere.
+    Remote(Remote, Identity),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => path.display().fmt(f),
+            Self::Remote(remote, _) => remote.fmt(f),
+        }
+    }
+}
+
 /// A connection.
 #[derive(Debug, Clone)]
 pub struct Agent {
-    socket: PathBuf,
+    place: Place,
     channel: Channel,
 }
 
@@ -87,12 +111,16 @@ pub async fn connect_unix(socket: &Path, endpoint: Endpoint) -> Result<Channel, 
 }
 
 impl Agent {
-    /// Connects to the agent's socket.
-    pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
+    /// Connects to the agent.
+    pub async fn connect(place: Place) -> Result<Self, ClientError> {
         let endpoint = Endpoint::from_static("http://portcullisd").connect_timeout(Duration::from_secs(5));
-        match connect_unix(socket, endpoint).await {
-            Ok(channel) => Ok(Self { socket: socket.to_owned(), channel }),
-            Err(error) => Err(unreachable(socket, &error)),
+        let channel = match &place {
+            Place::Socket(socket) => connect_unix(socket, endpoint).await,
+            Place::Remote(remote, identity) => tls::connect(remote, identity, endpoint).await?,
+        };
+        match channel {
+            Ok(channel) => Ok(Self { place, channel }),
+            Err(error) => Err(unreachable(&place, &error)),
         }
     }
 
@@ -132,8 +160,8 @@ impl Agent {
         let broken = status.source().is_some();
         match status.code() {
             Code::NotFound => ClientError::NotFound(escape::text(status.message())),
-            Code::Unavailable | Code::DeadlineExceeded => unreachable(&self.socket, status),
-            Code::Unknown | Code::Internal | Code::Cancelled if broken => unreachable(&self.socket, status),
+            Code::Unavailable | Code::DeadlineExceeded => unreachable(&self.place, status),
+            Code::Unknown | Code::Internal | Code::Cancelled if broken => unreachable(&self.place, status),
             code => ClientError::Refused { code, message: escape::text(status.message()) },
         }
     }
@@ -146,7 +174,10 @@ pub fn request<T>(message: T) -> Request<T> {
     request
 }
 
-fn unreachable(socket: &Path, error: &(dyn Error + 'static)) -> ClientError {
+fn unreachable(place: &Place, error: &(dyn Error + 'static)) -> ClientError {
+    if let Some((cause, remedy)) = tls::explain(error) {
+        return ClientError::Unreachable { place: place.to_string(), cause: escape::text(&cause), remedy };
+    }
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
@@ -156,9 +187,10 @@ fn unreachable(socket: &Path, error: &(dyn Error + 'static)) -> ClientError {
         _ => innermost.to_string(),
     };
     let kind = innermost.downcast_ref::<io::Error>().map(io::Error::kind);
-    let remedy = match kind {
-        Some(io::ErrorKind::PermissionDenied) => "the socket is root's: use sudo, or join the group that owns it",
+    let remedy = match (place, kind) {
+        (Place::Remote(..), _) => "is [tcp] configured there, and is this its address?",
+        (_, Some(io::ErrorKind::PermissionDenied)) => "the socket is root's: use sudo, or join the group that owns it",
         _ => "start it (systemctl start portcullisd) or give --socket",
     };
-    ClientError::Unreachable { socket: socket.to_owned(), cause: escape::text(&cause), remedy }
+    ClientError::Unreachable { place: place.to_string(), cause: escape::text(&cause), remedy }
 }

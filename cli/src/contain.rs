@@ -90,7 +90,7 @@ impl MeasureArgs {
 impl Contain {
     /// Takes the measure and shows the container as it is then.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let (container_id, containerd_namespace) = self.target.find(&agent).await?;
         let (measure, pid) = self.measure.chosen();
         let request = ContainRequest { container_id, containerd_namespace, measure: measure.into(), pid };
@@ -102,7 +102,7 @@ impl Contain {
 impl Release {
     /// Takes the measures back and shows the container as it is then.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let (container_id, containerd_namespace) = self.target.find(&agent).await?;
         let chosen = [
             (self.freeze, Measure::Freeze),

@@ -7,7 +7,7 @@ use portcullis_proto::v1::ListContainersRequest;
 
 use crate::{
     args::Global,
-    client::{self, Agent},
+    client,
     exit::note,
     output::{Format, Sequence, Tone},
     table::{Cell, Table, text, whole},
@@ -35,7 +35,7 @@ impl Args {
     /// Lists them.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
         let Verb::List { ended } = self.verb;
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let request = client::request(ListContainersRequest { include_ended: ended });
         let response = agent.containers().list_containers(request).await.map_err(|status| agent.error(&status))?;
         let containers: Vec<Container> = response.into_inner().containers.into_iter().map(Into::into).collect();

@@ -13,7 +13,7 @@
 //! | [`fingerprint`] | `fingerprint`: programs' contents for a catalogue file |
 //! | [`install`] | `install`, `uninstall` |
 //! | [`completions`], [`man`] | what is generated from the command line's definition |
-//! | [`client`] | the connection to the agent, and its errors |
+//! | [`client`], [`tls`] | the connection to the agent, and its errors |
 //! | [`view`] | the agent's answers in the shape that `-o json` shows |
 //! | [`output`], [`table`], [`escape`], [`time`] | showing them; nothing hostile reaches a terminal |
 //! | [`files`] | files written in one step |
@@ -38,6 +38,7 @@ mod policy;
 mod signals;
 mod table;
 mod time;
+mod tls;
 mod triage;
 mod view;
 

@@ -109,7 +109,7 @@ struct Outcome {
 impl Args {
     /// Finds the target and sets its mode.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let found = self.find(&agent).await?;
         let mode = match self.mode {
             Wanted::Detect => v1::Mode::Detect,

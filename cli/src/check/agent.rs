@@ -1,6 +1,6 @@
 //! What the agent says about the node and itself.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use portcullis_bpf::abi::ABI_VERSION;
 use portcullis_proto::v1::{GetStatusRequest, GetStatusResponse};
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::report::{Check, Source};
 use crate::{
-    client::{self, ClientError},
+    client::{self, ClientError, Place},
     time::Time,
     view::{Backend, Mode, Node},
 };
@@ -56,23 +56,24 @@ pub struct Status {
 }
 
 /// Asks it; without an answer, the check that says so.
-pub async fn ask(socket: &Path) -> Result<Status, Check> {
+pub async fn ask(place: Place) -> Result<Status, Check> {
+    let name = place.to_string();
     let answer = tokio::time::timeout(PATIENCE, async {
-        let agent = client::Agent::connect(socket).await?;
+        let agent = client::Agent::connect(place).await?;
         let response = agent.node().get_status(client::request(GetStatusRequest {})).await;
         response.map_err(|status| agent.error(&status))
     });
     match answer.await {
         Ok(Ok(response)) => Ok(status(response.into_inner())),
-        Ok(Err(ClientError::Unreachable { socket, cause, remedy })) => {
-            Err(Check::failed("agent", format!("cannot reach portcullisd at {}: {cause}", socket.display()), remedy))
+        Ok(Err(ClientError::Unreachable { place, cause, remedy })) => {
+            Err(Check::failed("agent", format!("cannot reach portcullisd at {place}: {cause}"), remedy))
         }
         Ok(Err(error)) => {
             Err(Check::failed("agent", error.to_string(), "see the agent's log (journalctl -u portcullisd)"))
         }
         Err(_) => Err(Check::failed(
             "agent",
-            format!("portcullisd at {} took longer than {} s to answer", socket.display(), PATIENCE.as_secs()),
+            format!("portcullisd at {name} took longer than {} s to answer", PATIENCE.as_secs()),
             "see the agent's log (journalctl -u portcullisd)",
         )),
     }

@@ -26,6 +26,7 @@ use std::{
 };
 
 use portcullis_bpf::probe;
+use portcullis_proto::v1;
 
 use self::{
     report::{Check, Report, State},
@@ -33,6 +34,7 @@ use self::{
 };
 use crate::{
     args::Global,
+    client::Place,
     exit,
     output::{self, Format},
 };
@@ -62,9 +64,15 @@ pub struct Args {
 impl Args {
     /// Looks and prints; the code says whether anything failed.
     pub async fn run(&self, global: &Global) -> anyhow::Result<ExitCode> {
-        let status = agent::ask(&global.socket).await;
-        let running = running::ask(&self.containerd_socket).await;
-        let report = self.look(probe::node(), &running, status);
+        let place = global.place().unwrap_or_else(|error| error.exit());
+        let report = match place {
+            Place::Socket(_) => {
+                let status = agent::ask(place).await;
+                let running = running::ask(&self.containerd_socket).await;
+                self.look(probe::node(), &running, status)
+            }
+            Place::Remote(..) => elsewhere(agent::ask(place).await),
+        };
         let mut out = BufWriter::new(io::stdout().lock());
         match global.output {
             Format::Json => output::json(&mut out, &report)?,
@@ -103,6 +111,25 @@ impl Args {
             agent,
             checks,
         }
+    }
+}
+
+/// What an agent says of a node that is not this one.
+fn elsewhere(status: Result<agent::Status, Check>) -> Report {
+    let (agent, checks) = match status {
+        Ok(status) => (Some(status.agent), status.checks),
+        Err(check) => (None, vec![check]),
+    };
+    let told = agent.as_ref().map(|agent| (agent.backend, agent.backend_reason.clone(), agent.kernel.clone()));
+    let (backend, backend_reason, kernel) =
+        told.unwrap_or((v1::Backend::Unspecified.into(), String::new(), String::new()));
+    Report {
+        ok: checks.iter().all(|check| check.state != State::Failed),
+        backend,
+        backend_reason,
+        kernel,
+        agent,
+        checks,
     }
 }
 

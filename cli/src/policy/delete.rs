@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     args::Global,
-    client::{self, Agent, ClientError},
+    client::{self, ClientError},
     escape, exit,
     output::{Format, Sequence},
     view::Policy,
@@ -44,7 +44,7 @@ struct Outcome {
 impl Args {
     /// Removes one after the other.
     pub async fn run(&self, global: &Global) -> anyhow::Result<ExitCode> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let mut out = BufWriter::new(io::stdout().lock());
         let structured = matches!(global.output, Format::Json | Format::Yaml);
         let mut sequence = Sequence::new(global.output == Format::Yaml);

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     args::Global,
-    client::{self, Agent},
+    client,
     escape::{shell_command, text},
     output::{self, Format, Screen, Tone},
     view::{Place, Verdict},
@@ -135,7 +135,7 @@ impl Args {
             places: places.iter().map(|place| v1::Place::from(*place).into()).collect(),
             stdio_is_socket: *stdio_socket,
         };
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let response = agent.policies().explain_policy(client::request(request)).await;
         Ok(response.map_err(|status| agent.error(&status))?.into_inner().into())
     }

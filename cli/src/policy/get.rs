@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     args::Global,
-    client::{self, Agent, ClientError},
+    client::{self, ClientError},
     escape,
     output::{self, Format},
     view::Policy,
@@ -35,7 +35,7 @@ struct Shown {
 impl Args {
     /// Prints it.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let request = client::request(GetPolicyRequest { name: self.name.clone() });
         let response = agent.policies().get_policy(request).await.map_err(|status| match agent.error(&status) {
             ClientError::NotFound(_) => ClientError::NotFound(format!(

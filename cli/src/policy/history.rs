@@ -32,7 +32,7 @@ impl HabitArgs {
     /// Asks the agent.
     pub async fn read(&self, global: &Global) -> anyhow::Result<Habits> {
         let catalog = self.catalog.load()?;
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         Ok(self.history.read(&agent, catalog).await?)
     }
 }

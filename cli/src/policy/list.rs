@@ -9,8 +9,7 @@ use portcullis_proto::v1::{self, ListPoliciesRequest};
 
 use crate::{
     args::Global,
-    client::{self, Agent},
-    escape,
+    client, escape,
     exit::note,
     output::{Format, Sequence, Tone},
     table::{Cell, Table, text, whole},
@@ -24,7 +23,7 @@ pub struct Args {}
 impl Args {
     /// Lists them.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let response = agent.policies().list_policies(client::request(ListPoliciesRequest {})).await;
         let response = response.map_err(|status| agent.error(&status))?.into_inner();
         let policies: Vec<Policy> = response.policies.into_iter().map(Into::into).collect();

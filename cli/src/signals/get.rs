@@ -8,7 +8,7 @@ use portcullis_proto::v1::GetSignalRequest;
 use super::report;
 use crate::{
     args::Global,
-    client::{self, Agent, ClientError},
+    client::{self, ClientError},
     output::{self, Format},
     view::Signal,
 };
@@ -23,7 +23,7 @@ pub struct Args {
 impl Args {
     /// Shows it.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let request = client::request(GetSignalRequest { id: self.id });
         let response = agent.signals().get_signal(request).await.map_err(|status| match agent.error(&status) {
             ClientError::NotFound(_) => ClientError::NotFound(format!(

@@ -8,7 +8,7 @@ use portcullis_proto::v1::{ListSignalsRequest, SignalOrder};
 use super::{filter::Filter, row};
 use crate::{
     args::Global,
-    client::{self, Agent},
+    client,
     exit::note,
     output::{Format, Sequence},
     view::Signal,
@@ -57,7 +57,7 @@ impl From<Order> for SignalOrder {
 impl Args {
     /// Lists them a page at a time, so that a long history takes no memory.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let filter = self.filter.to_proto(&agent).await?;
         let mut signals = agent.signals();
         let mut out = BufWriter::new(io::stdout().lock());

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     args::Global,
-    client::{self, Agent},
+    client,
     containers::short_id,
     exit::note,
     output::{Format, Sequence},
@@ -108,7 +108,7 @@ impl From<SignalSummary> for Group {
 impl Args {
     /// Asks the agent.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let request = SummarizeSignalsRequest {
             filter: Some(self.filter.to_proto(&agent).await?),
             group_by: self.by.iter().map(|key| SummaryKey::from(*key).into()).collect(),

@@ -58,7 +58,7 @@ impl Args {
 
     async fn follow(&self, global: &Global) -> anyhow::Result<()> {
         // An agent that is not there at all is worth an error; one that goes away is worth waiting for.
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let after = match self.after {
             Some(after) => after,
             // So there is a point to resume from, even if the agent restarts before the first signal.
@@ -116,7 +116,7 @@ async fn reopen(global: &Global, request: &WatchSignalsRequest, wait: &mut Durat
     loop {
         tokio::time::sleep(*wait).await;
         *wait = (*wait * 2).min(LONGEST_WAIT);
-        let attempt = match Agent::connect(&global.socket).await {
+        let attempt = match global.agent().await {
             Ok(agent) => Stream::open(agent, request).await,
             Err(error) => Err(error),
         };

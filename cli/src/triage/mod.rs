@@ -70,7 +70,7 @@ impl Args {
         if let Some(Verb::Set(verb)) = &self.verb {
             return verb.run(global).await;
         }
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let request = GetStoryRequest {
             subject: Some(self.subject(&agent).await?),
             window: prost_types::Duration::try_from(self.window).ok(),

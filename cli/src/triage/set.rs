@@ -6,7 +6,7 @@ use portcullis_proto::v1::{self, SetTriageStateRequest};
 
 use crate::{
     args::Global,
-    client::{self, Agent},
+    client,
     output::{Format, Sequence},
     view::{Signal, TriageState},
 };
@@ -34,7 +34,7 @@ pub struct Args {
 impl Args {
     /// Asks the agent.
     pub async fn run(&self, global: &Global) -> anyhow::Result<()> {
-        let agent = Agent::connect(&global.socket).await?;
+        let agent = global.agent().await?;
         let request = SetTriageStateRequest {
             signal_ids: self.signals.clone(),
             state: v1::TriageState::from(self.state).into(),

@@ -2,6 +2,7 @@
 // For clippy.toml: helpers of tests may unwrap as tests do.
 #![cfg(test)]
 
+mod address;
 mod check;
 mod contain;
 mod containers;
