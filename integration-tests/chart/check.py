@@ -18,6 +18,7 @@ CASES = {
         "runtimeClass": {"name": "guarded", "nodeSelector": {"guard": "true"}},
         "installer": {"restartContainerd": True, "containerdVersion": 2, "systemdCgroup": "always", "prefix": "/opt/portcullis"},
         "agent": {"backend": "lsm", "log": {"format": "text"}, "otlp": {"endpoint": "http://collector.example:4317", "headers": {"x-tenant": "a \"b\""}},
+                  "sandbox": {"seccomp": "log"}, "tcp": {"enabled": True, "secretName": "agent-tls", "read": ["DNS:a.example"], "admin": ["URI:spiffe://b/c", "CN:d \"e\" <f>"]},
                   "extraConfig": "[export.jsonl]\npath = \"/var/log/portcullis/signals.jsonl\"\n"},
         "metrics": {"enabled": True, "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
         "policies": {"crd": {"enabled": True}, "inline": {"default.yaml": INLINE, "more.yaml": SECOND}},
@@ -108,7 +109,7 @@ def test_kinds():
 
 def test_misspelt_values_are_refused():
     for wrong in [{"agnet": {}}, {"agent": {"backnd": "lsm"}}, {"agent": {"backend": "ebpf"}}, {"agent": {"otlp": {"endpoint": "collector:4317"}}}, {"policies": {"inline": {"a.txt": ""}}},
-                  {"installer": {"containerdVersion": 3}}, {"runtimeClass": {"name": "runc"}}, {"paths": {"run": "relative"}}]:
+                  {"installer": {"containerdVersion": 3}}, {"agent": {"sandbox": {"seccomp": "no"}}}, {"agent": {"tcp": {"admin": ["a.example"]}}}, {"agent": {"tcp": {"enabled": True, "admin": ["CN:a"]}}}, {"runtimeClass": {"name": "runc"}}, {"paths": {"run": "relative"}}]:
         with values_file(wrong) as file:
             done = helm("template", "guard", CHART, "-f", file.name)
         assert done.returncode != 0, f"{wrong} is taken"
