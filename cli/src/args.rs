@@ -69,20 +69,15 @@ impl Global {
     /// Where the agent is; an error of usage if that can't be told.
     pub fn place(&self) -> Result<Place, clap::Error> {
         let Some(remote) = &self.address else { return Ok(Place::Socket(self.socket.clone())) };
-        match (&self.ca, &self.cert, &self.key) {
-            (Some(ca), Some(cert), Some(key)) => {
-                let identity = Identity { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
-                let remote = match &self.server_name {
-                    Some(name) => remote.clone().with_name(name.clone()),
-                    None => remote.clone(),
-                };
-                Ok(Place::Remote(remote, identity))
-            }
-            _ => {
-                let reason = "--address needs --ca, --cert and --key: the agent is asked over TCP by mutual TLS only";
-                Err(Args::command().error(ErrorKind::MissingRequiredArgument, reason))
-            }
-        }
+        let (Some(ca), Some(cert), Some(key)) = (&self.ca, &self.cert, &self.key) else {
+            let reason = "--address needs --ca, --cert and --key: the agent is asked over TCP by mutual TLS only";
+            return Err(Args::command().error(ErrorKind::MissingRequiredArgument, reason));
+        };
+        let remote = match &self.server_name {
+            Some(name) => remote.clone().with_name(name.clone()),
+            None => remote.clone(),
+        };
+        Ok(Place::Remote(remote, Identity { ca: ca.clone(), cert: cert.clone(), key: key.clone() }))
     }
 
     /// A connection to it.

@@ -253,6 +253,18 @@ impl Node {
         Ok(OtherAgent { node: self })
     }
 
+    /// Puts an agent in the agent's place whose configuration has more, until the answer is dropped.
+    pub fn configured_agent(&self, more: &str) -> Result<OtherAgent<'_>> {
+        let paths = Paths { more: format!("{}\n{more}", self.paths.more), ..self.paths.clone() };
+        let mut agent = self.agent();
+        // Ends it.
+        agent.take();
+        paths.prepare()?;
+        let other = OtherAgent { node: self };
+        *agent = Some(Agent::start(&paths)?);
+        Ok(other)
+    }
+
     /// Runs the command line tool.
     pub fn portcullis(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(self.setup.bin_dir.join("portcullis"));
@@ -385,7 +397,7 @@ pub struct OtherAgent<'a> {
 impl Drop for OtherAgent<'_> {
     fn drop(&mut self) {
         self.node.agent().take();
-        if let Err(error) = self.node.restart_agent() {
+        if let Err(error) = self.node.paths.prepare().and_then(|()| self.node.restart_agent()) {
             eprintln!("starting the agent again: {error:#}");
         }
     }

@@ -91,12 +91,14 @@ pub struct Operation {
     pub error: String,
 }
 
-/// The process that asked.
-#[derive(Debug, Clone, Copy, Deserialize)]
+/// Who asked: a process, or a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[allow(missing_docs)]
 pub struct Caller {
-    pub uid: u32,
-    pub pid: u32,
+    pub uid: Option<u32>,
+    pub pid: Option<u32>,
+    pub certificate: Option<String>,
+    pub serial: Option<String>,
 }
 
 /// The other end of a socket.

@@ -183,7 +183,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let theirs = |state| Check { source: report::Source::Agent, state, ..Check::ok("bpf-lsm", "seen at start") };
         let status = |state| {
-            let agent = agent::sample(portcullis_proto::v1::GetStatusResponse::default());
+            let agent = agent::sample(v1::GetStatusResponse::default());
             Ok(agent::Status { agent: agent.agent, checks: vec![theirs(state)] })
         };
         let count = |report: &Report| report.checks.iter().filter(|check| check.name == "bpf-lsm").count();

@@ -208,6 +208,16 @@ fn an_operation_says_who_and_what_came_of_it() {
 }
 
 #[test]
+fn who_asked_over_tcp_is_a_certificate() {
+    let mut signal = signal(7);
+    let (certificate, serial) = ("CN:ada".to_owned(), "0a:1b".to_owned());
+    let caller = Some(Caller { uid: u32::MAX, gid: u32::MAX, pid: 0, certificate, serial });
+    signal.operation = Some(Operation { caller, ..Operation::default() });
+    let report = report(signal);
+    assert!(report.contains("  asked for by  certificate CN:ada, serial 0a:1b\n"), "{report}");
+}
+
+#[test]
 fn what_came_of_it_on_the_network_is_told() {
     let mut seen = signal(7);
     let query = NetworkOperation {

@@ -98,7 +98,8 @@ pub fn containment_locks_out_every_exec(node: &Node) -> Result<()> {
     for signal in &operations {
         let operation = signal.operation.as_ref().context("no operation")?;
         ensure!(operation.measures == ["lock"] && operation.error.is_empty(), "{signal:#?}");
-        ensure!(operation.caller.is_some_and(|caller| caller.uid == 0 && caller.pid > 0), "{signal:#?}");
+        let caller = operation.caller.as_ref().context("no caller")?;
+        ensure!(caller.uid == Some(0) && caller.pid > Some(0) && caller.certificate.is_none(), "{signal:#?}");
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Real containers on a real node. `scripts/test host` and `scripts/test vm` run this binary; without their environment it
 //! has nothing to run on and says so.
 
+mod access;
 mod catalog;
 mod cgroup_v1;
 mod contain;
@@ -398,6 +399,8 @@ const TESTS: &[Test] = &[
     ("an_operators_tools_are_known", catalog::an_operators_tools_are_known),
     ("what_could_not_be_learnt_is_said", learning::what_could_not_be_learnt_is_said),
     ("every_thread_of_the_agent_is_confined", sandbox::every_thread_of_the_agent_is_confined),
+    ("a_certificate_may_do_what_its_role_says", access::a_certificate_may_do_what_its_role_says),
+    ("certificates_are_replaced_while_the_agent_runs", access::certificates_are_replaced_while_the_agent_runs),
     ("check_finds_the_node_in_order", check_finds_the_node_in_order),
     ("every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
     ("every_privileged_way_ends_as_the_matrix_says", evasion::every_privileged_way_ends_as_the_matrix_says),
