@@ -13,7 +13,11 @@ use tokio::{
 
 use crate::{
     additions,
-    api::{self, NodeFacts, Sources, tcp::Listener, tls::Tls},
+    api::{
+        self, NodeFacts, Sources,
+        tcp::{Listener, TcpError},
+        tls::Tls,
+    },
     changes::Changes,
     clock,
     config::{Config, Seccomp, Signals},
@@ -172,10 +176,7 @@ impl App {
         let expiry = expire_old_signals(sender.clone());
         let forgetting = forget_unused_contents(pins);
         let facts = facts(node, backend, reason, report, config.sandbox.seccomp);
-        let tcp = match &config.tcp {
-            Some(tcp) => Some(Listener::bind(tcp, &counters).await?),
-            None => None,
-        };
+        let tcp = listen(&config, &counters).await?;
         let sources = Sources {
             store,
             sender,
@@ -267,6 +268,14 @@ impl App {
             tracing::warn!(%error, "the socket could not be removed");
         }
         sandbox::sum_up();
+    }
+}
+
+/// Where the API is served over TCP, if it is.
+async fn listen(config: &Config, counters: &Arc<Counters>) -> Result<Option<Listener>, TcpError> {
+    match &config.tcp {
+        Some(tcp) => Ok(Some(Listener::bind(tcp, counters).await?)),
+        None => Ok(None),
     }
 }
 

@@ -38,7 +38,7 @@ impl TryFrom<String> for Name {
 
     fn try_from(text: String) -> Result<Self, String> {
         let (kind, name) = text.split_once(':').unwrap_or_default();
-        if name.is_empty() || name.len() > NAME_MAX || name.chars().any(|character| character.is_control()) {
+        if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
             return Err(format!("{text:?} is not of the form DNS:NAME, URI:NAME or CN:NAME"));
         }
         match kind {

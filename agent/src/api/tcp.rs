@@ -64,7 +64,7 @@ fn hint(source: &io::Error) -> &'static str {
 
 /// The listener, while the agent may still make one.
 pub struct Listener {
-    listener: TcpListener,
+    socket: TcpListener,
     roles: Roles,
     tls: Arc<Tls>,
 }
@@ -74,9 +74,9 @@ impl Listener {
     pub async fn bind(tcp: &Tcp, counters: &Arc<Counters>) -> Result<Self, TcpError> {
         let tls = Tls::new(tcp.clone(), Arc::clone(counters))?;
         let listen = |source| TcpError::Listen { listen: tcp.listen, source };
-        let listener = TcpListener::bind(tcp.listen).await.map_err(listen)?;
+        let socket = TcpListener::bind(tcp.listen).await.map_err(listen)?;
         tracing::info!(listen = %tcp.listen, "serving by mutual TLS");
-        Ok(Self { listener, roles: Roles::new(tcp), tls: Arc::new(tls) })
+        Ok(Self { socket, roles: Roles::new(tcp), tls: Arc::new(tls) })
     }
 
     /// Its certificates.
@@ -87,9 +87,9 @@ impl Listener {
     /// Those that have shown a valid certificate.
     pub fn accept(self, users: Users, counters: Arc<Counters>) -> ReceiverStream<io::Result<Connection>> {
         let (sender, receiver) = mpsc::channel(1);
-        let Self { listener, roles, tls } = self;
+        let Self { socket, roles, tls } = self;
         let door = Arc::new(Door { roles, tls, users, counters, told: Mutex::default() });
-        tokio::spawn(door.open(listener, sender));
+        tokio::spawn(door.open(socket, sender));
         ReceiverStream::new(receiver)
     }
 }

@@ -172,7 +172,7 @@ impl Served {
         let refused = &self.bed.sources.counters.handshakes_refused;
         let wait = timeout(WAIT, async {
             while refused.get() < count {
-                sleep(Duration::from_millis(5)).await
+                sleep(Duration::from_millis(5)).await;
             }
         });
         wait.await.unwrap_or_else(|_| panic!("{} of {count} are counted", refused.get()));
