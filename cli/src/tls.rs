@@ -52,11 +52,14 @@ impl FromStr for Remote {
         }
         let form = || "it is not of the form https://HOST:PORT".to_owned();
         let uri: Uri = text.parse().map_err(|_| form())?;
-        let plain = uri.path() == "/" && uri.query().is_none() && !text.contains(['@', '#']);
+        let plain = uri.path() == "/" && uri.query().is_none() && !text.contains(['@', '#', '?']);
         let (Some("https"), Some(host), Some(port), true) = (uri.scheme_str(), uri.host(), uri.port_u16(), plain)
         else {
             return Err(form());
         };
+        if host.is_empty() {
+            return Err(form());
+        }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = server_name(&host)?;
         Ok(Self { host, port, name })
