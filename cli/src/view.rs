@@ -335,11 +335,11 @@ pub struct Operation {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Caller {
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-    pub pid: Option<u32>,
-    pub certificate: Option<String>,
-    pub serial: Option<String>,
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
+    pub certificate: String,
+    pub serial: String,
 }
 
 /// The other end of a socket.
@@ -626,11 +626,7 @@ impl From<v1::Triage> for Triage {
 
 impl From<v1::Caller> for Caller {
     fn from(v1::Caller { uid, gid, pid, certificate, serial }: v1::Caller) -> Self {
-        if certificate.is_empty() {
-            Self { uid: Some(uid), gid: Some(gid), pid: Some(pid), certificate: None, serial: None }
-        } else {
-            Self { uid: None, gid: None, pid: None, certificate: Some(certificate), serial: Some(serial) }
-        }
+        Self { uid, gid, pid, certificate, serial }
     }
 }
 

@@ -95,10 +95,10 @@ pub struct Operation {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[allow(missing_docs)]
 pub struct Caller {
-    pub uid: Option<u32>,
-    pub pid: Option<u32>,
-    pub certificate: Option<String>,
-    pub serial: Option<String>,
+    pub uid: u32,
+    pub pid: u32,
+    pub certificate: String,
+    pub serial: String,
 }
 
 /// The other end of a socket.

@@ -256,13 +256,13 @@ impl<W: Write> Report<'_, W> {
             self.safe("process", &operation.pid.to_string())?;
         }
         match &operation.caller {
-            Some(Caller { uid: Some(uid), gid: Some(gid), pid: Some(pid), .. }) => {
+            Some(Caller { uid, gid, pid, certificate, .. }) if certificate.is_empty() => {
                 self.safe("asked for by", &format!("uid {uid}, gid {gid}, pid {pid}"))?;
             }
-            Some(Caller { certificate: Some(certificate), serial: Some(serial), .. }) => {
+            Some(Caller { certificate, serial, .. }) => {
                 self.field("asked for by", &format!("certificate {certificate}, serial {serial}"))?;
             }
-            _ => {}
+            None => {}
         }
         self.field("outcome", if operation.error.is_empty() { "done" } else { &operation.error })
     }

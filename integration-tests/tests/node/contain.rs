@@ -99,7 +99,7 @@ pub fn containment_locks_out_every_exec(node: &Node) -> Result<()> {
         let operation = signal.operation.as_ref().context("no operation")?;
         ensure!(operation.measures == ["lock"] && operation.error.is_empty(), "{signal:#?}");
         let caller = operation.caller.as_ref().context("no caller")?;
-        ensure!(caller.uid == Some(0) && caller.pid > Some(0) && caller.certificate.is_none(), "{signal:#?}");
+        ensure!(caller.uid == 0 && caller.pid > 0 && caller.certificate.is_empty(), "{signal:#?}");
     }
     Ok(())
 }
