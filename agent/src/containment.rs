@@ -228,6 +228,8 @@ impl Containment {
                 Measure::Freeze | Measure::IsolateNetwork | Measure::Lock => {}
             }
         }
+        // Each once, however often it is named.
+        let measures = REVERSIBLE.into_iter().filter(|measure| measures.contains(measure)).collect();
         self.operate(place, Task::Release(measures), caller).await
     }
 
@@ -238,6 +240,7 @@ impl Containment {
         task: Task,
         caller: Option<v1::Caller>,
     ) -> Result<v1::Container, ContainmentError> {
+        let place = place.cut();
         let (found, outcome) = match self.find(place) {
             Ok(found) if is_permitted(caller.as_ref()) => {
                 let outcome = self.perform(&found.1, &task).await;

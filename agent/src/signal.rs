@@ -275,6 +275,16 @@ pub struct Place<'a> {
     pub namespace: &'a str,
 }
 
+/// Characters of a name; containerd's own names have 76 at most.
+const NAME_CHARS: usize = 256;
+
+impl Place<'_> {
+    /// No longer than a name can be: what is longer names nothing, and is told and stored many times over.
+    pub fn cut(self) -> Self {
+        Self { id: text::beginning(self.id, NAME_CHARS), namespace: text::beginning(self.namespace, NAME_CHARS) }
+    }
+}
+
 /// A measure's word, as the command line has it.
 fn measure_word(measure: v1::Measure) -> &'static str {
     match measure {

@@ -13,6 +13,7 @@ use portcullis_proto::v1::{
 };
 use tonic::Status;
 
+use super::status::cut;
 use crate::{enforcement::Enforcement, signal};
 
 /// Looks at the policies in force.
@@ -39,7 +40,7 @@ pub fn answer(enforcement: &Enforcement, request: &ExplainPolicyRequest) -> Resu
         image: facts.image,
         ..command
     };
-    enforcement.explain(&facts, &execution).map_err(|error| Status::invalid_argument(error.to_string()))
+    enforcement.explain(&facts, &execution).map_err(|error| Status::invalid_argument(cut(error.to_string())))
 }
 
 /// What is not known is not told.

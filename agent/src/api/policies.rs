@@ -11,7 +11,7 @@ use portcullis_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{explain, peer::Audit};
+use super::{explain, peer::Audit, status::cut};
 use crate::{
     containers::{self, Containers},
     enforcement::{Change, Edit, Edited, Enforcement, InForce},
@@ -86,7 +86,7 @@ impl PolicyApi {
             .collect();
         match keys.as_slice() {
             [key] => Ok(key.clone()),
-            [] => Err(Status::not_found(format!("no running container has the id {id:?}"))),
+            [] => Err(Status::not_found(cut(format!("no running container has the id {id:?}")))),
             several => {
                 let namespaces: Vec<&str> = several.iter().map(|key| key.namespace.as_str()).collect();
                 let namespaces = namespaces.join(", ");
@@ -120,7 +120,7 @@ impl PolicyService for PolicyApi {
         let name = request.into_inner().name;
         match self.enforcement.get(&name) {
             Some((policy, yaml)) => Ok(Response::new(GetPolicyResponse { policy: Some(message(policy)), yaml })),
-            None => Err(Status::not_found(format!("no policy named {name:?} is in force"))),
+            None => Err(Status::not_found(cut(format!("no policy named {name:?} is in force")))),
         }
     }
 

@@ -93,8 +93,8 @@ fn chain(error: impl Into<anyhow::Error>) -> String {
     cut(format!("{error:#}"))
 }
 
-/// No longer than clients take.
-fn cut(mut message: String) -> String {
+/// No longer than clients take: for what quotes a request.
+pub fn cut(mut message: String) -> String {
     if message.len() > MESSAGE_MAX {
         let cut = message.char_indices().map(|(place, _)| place).take_while(|place| *place <= MESSAGE_MAX).last();
         message.truncate(cut.unwrap_or_default());

@@ -14,6 +14,7 @@ use portcullis_proto::v1::{
     node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient, set_mode_request::Target,
     signal_service_client::SignalServiceClient, triage_service_client::TriageServiceClient,
 };
+use prost::Message;
 use tokio::{io::AsyncReadExt, net::UnixStream, task::JoinSet, time::timeout};
 use tonic::{
     Code,
@@ -880,6 +881,47 @@ async fn what_can_not_be_contained_is_refused_with_a_reason() {
     let signals = bed.signals().await.list_signals(ListSignalsRequest::default()).await.unwrap().into_inner().signals;
     assert_eq!(signals.len(), 12);
     assert!(signals.iter().all(|signal| !signal.operation.as_ref().unwrap().error.is_empty()), "{signals:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_named_at_length_is_told_in_short() {
+    let bed = bed();
+    let channel = bed.channel().await;
+    // Control characters take most room where they are quoted.
+    let long = "\u{1}".repeat(60_000);
+    let container = ContainerReference { id: long.clone(), ..ContainerReference::default() };
+    let mut policies = PolicyServiceClient::new(channel.clone());
+    let get = policies.get_policy(GetPolicyRequest { name: long.clone() }).await.unwrap_err();
+    let request = SetModeRequest { target: Some(Target::Container(container.clone())), ..SetModeRequest::default() };
+    let set = policies.set_mode(request).await.unwrap_err();
+    let request = GetStoryRequest { subject: Some(Subject::Container(container)), ..GetStoryRequest::default() };
+    let story = TriageServiceClient::new(channel.clone()).get_story(request).await.unwrap_err();
+    let mut containment = ContainmentServiceClient::new(channel.clone());
+    let request =
+        ContainRequest { container_id: long.clone(), measure: Measure::Lock.into(), ..ContainRequest::default() };
+    let contain = containment.contain(request).await.unwrap_err();
+    let request = ReleaseRequest {
+        container_id: long.clone(),
+        measures: [Measure::Freeze, Measure::Lock].map(i32::from).repeat(1000),
+        ..ReleaseRequest::default()
+    };
+    let release = containment.release(request).await.unwrap_err();
+    let statuses = [get, set, story, contain, release];
+    assert!(statuses.iter().all(|status| status.code() == Code::NotFound), "{statuses:?}");
+    let request = ExplainPolicyRequest {
+        argv: vec!["nc".into()],
+        annotations: [("portcullis.dev/mode".into(), long)].into(),
+        ..ExplainPolicyRequest::default()
+    };
+    let explain = policies.explain_policy(request).await.unwrap_err();
+    assert_eq!(explain.code(), Code::InvalidArgument, "{explain:?}");
+    let mut messages = statuses.iter().chain([&explain]).map(tonic::Status::message);
+    assert!(messages.all(|message| message.len() < 5000));
+    bed.stored(2).await;
+    let signals = SignalServiceClient::new(channel).list_signals(ListSignalsRequest::default()).await.unwrap();
+    let signals = signals.into_inner().signals;
+    assert!(signals.len() == 2 && signals.iter().all(|signal| signal.encoded_len() < 10_000), "{signals:?}");
+    assert_eq!(signals[0].operation.as_ref().unwrap().measures, [Measure::Lock, Measure::Freeze].map(i32::from));
 }
 
 #[tokio::test]

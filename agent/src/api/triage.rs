@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Sources,
     peer::{Audit, caller},
+    status::cut,
 };
 use crate::{
     store::StoreError,
@@ -111,9 +112,9 @@ impl TriageService for TriageApi {
         let container = self.0.container(&id, &namespace).await?;
         let story = triage::story(store, subject, container, window).await?;
         let story = story.ok_or_else(|| {
-            Status::not_found(format!(
+            Status::not_found(cut(format!(
                 "there is no container {id}, and no signal of one; retention may have removed them"
-            ))
+            )))
         })?;
         Ok(Response::new(story))
     }
