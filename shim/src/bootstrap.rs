@@ -45,6 +45,10 @@ impl Answer {
             (text.to_owned(), PLAIN_VERSION, String::new(), Format::Plain)
         } else {
             let result = BootstrapResult::parse_from_bytes(bytes).context("its answer can't be decoded")?;
+            // rust-protobuf writes these with a wrong length: nobody could read the answer that is passed on.
+            if let Some(unknown) = result.capabilities.iter().find(|capability| capability.value() < 0) {
+                bail!("its answer names the capability {}, which can't be", unknown.value());
+            }
             let version = u32::try_from(result.version).unwrap_or(0);
             (result.address.clone(), version, result.protocol.clone(), Format::Protobuf(result))
         };
@@ -176,7 +180,8 @@ mod tests {
 
     #[test]
     fn useless_answers_are_refused() {
-        for answer in [&b""[..], b"{}", b"{", br#"{"address":"unix:///a","protocol":"grpc"}"#] {
+        let capability = b"\x08\x03\x12\x01a\x22\x0a\xf1\xff\xff\xff\xff\xff\xff\xff\xff\x01";
+        for answer in [&b""[..], b"{}", b"{", br#"{"address":"unix:///a","protocol":"grpc"}"#, capability] {
             assert!(Answer::parse(answer).is_err(), "{answer:?}");
         }
     }
