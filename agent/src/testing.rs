@@ -1,4 +1,6 @@
-//! What the tests of several modules share.
+//! What the tests of several modules share, and fuzz targets, which need less of it.
+#![allow(clippy::unwrap_used, reason = "clippy does not see that it is for tests")]
+#![cfg_attr(fuzzing, allow(dead_code))]
 
 use std::{
     collections::{HashMap, HashSet},

@@ -21,7 +21,7 @@ mod deadline;
 mod explain;
 mod node;
 mod page;
-mod peer;
+pub mod peer;
 mod policies;
 mod rate;
 mod signals;
@@ -43,7 +43,7 @@ use portcullis_proto::v1::{
 };
 use tokio::{net::UnixListener, sync};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::transport::Server;
+use tonic::{service::Routes, transport::Server};
 
 use self::{
     access::{Calls, Gate},
@@ -150,6 +150,33 @@ pub async fn serve(
     sources: Sources,
     shutdown: sync::watch::Receiver<bool>,
 ) -> Result<(), ApiError> {
+    let mut stopped = shutdown.clone();
+    let (users, counters) = (Users::default(), Arc::clone(&sources.counters));
+    let remote = match tcp {
+        Some(tcp) => tcp.accept(Arc::clone(&users), Arc::clone(&counters)),
+        // Ends at once.
+        None => ReceiverStream::new(sync::mpsc::channel(1).1),
+    };
+    let local = connections::accept(listener, users, Arc::clone(&counters));
+    let calls = Arc::new(Calls::new()?);
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(PING))
+        .http2_keepalive_timeout(Some(PONG))
+        .layer(Rate::new(Arc::clone(&counters)))
+        .layer(Gate::new(Arc::clone(&calls), Arc::clone(&counters)))
+        .layer(Deadline::new(calls, counters))
+        .add_routes(routes(sources, shutdown).await?)
+        .serve_with_incoming_shutdown(local.merge(remote), async move {
+            // An error means that the other end is gone, which is the end as well.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        })
+        .await?;
+    Ok(())
+}
+
+/// Every service, whoever calls and however often.
+pub async fn routes(sources: Sources, shutdown: sync::watch::Receiver<bool>) -> Result<Routes, ApiError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<SignalServiceServer<SignalApi>>().await;
     reporter.set_serving::<ContainerServiceServer<ContainerApi>>().await;
@@ -163,42 +190,18 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let policies = PolicyApi::new(sources.enforcement.clone(), sources.containers.clone(), sources.facts.backend);
-    let signals = SignalApi::new(sources.store.clone(), shutdown.clone());
+    let signals = SignalApi::new(sources.store.clone(), shutdown);
     let triage = TriageApi(sources.clone());
-    let mut stopped = shutdown.clone();
-    let (users, counters) = (Users::default(), &sources.counters);
-    let remote = match tcp {
-        Some(tcp) => tcp.accept(Arc::clone(&users), Arc::clone(counters)),
-        // Ends at once.
-        None => ReceiverStream::new(sync::mpsc::channel(1).1),
-    };
-    let local = connections::accept(listener, users, Arc::clone(counters));
-    let calls = Arc::new(Calls::new()?);
-    Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_keepalive_interval(Some(PING))
-        .http2_keepalive_timeout(Some(PONG))
-        .layer(Rate::new(Arc::clone(counters)))
-        .layer(Gate::new(Arc::clone(&calls), Arc::clone(counters)))
-        .layer(Deadline::new(calls, Arc::clone(counters)))
-        .add_service(health)
+    let containment = ContainmentApi(sources.containment.clone());
+    Ok(Routes::new(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(SignalServiceServer::new(signals).max_decoding_message_size(MAX_REQUEST))
         .add_service(ContainerServiceServer::new(ContainerApi(sources.clone())).max_decoding_message_size(MAX_REQUEST))
         .add_service(TriageServiceServer::new(triage).max_decoding_message_size(MAX_REQUEST))
         .add_service(PolicyServiceServer::new(policies).max_decoding_message_size(MAX_POLICY_REQUEST))
-        .add_service(
-            ContainmentServiceServer::new(ContainmentApi(sources.containment.clone()))
-                .max_decoding_message_size(MAX_REQUEST),
-        )
-        .add_service(NodeServiceServer::new(NodeApi(sources)).max_decoding_message_size(MAX_REQUEST))
-        .serve_with_incoming_shutdown(local.merge(remote), async move {
-            // An error means that the other end is gone, which is the end as well.
-            let _ = stopped.wait_for(|stop| *stop).await;
-        })
-        .await?;
-    Ok(())
+        .add_service(ContainmentServiceServer::new(containment).max_decoding_message_size(MAX_REQUEST))
+        .add_service(NodeServiceServer::new(NodeApi(sources)).max_decoding_message_size(MAX_REQUEST)))
 }
 
 #[cfg(test)]

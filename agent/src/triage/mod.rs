@@ -118,7 +118,7 @@ fn endpoint(endpoint: &Endpoint) -> String {
     format!("{open}{}{close}:{}", endpoint.address, endpoint.port)
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod testing;
 
 #[cfg(test)]
