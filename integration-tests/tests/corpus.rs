@@ -4,6 +4,8 @@
 
 use std::{fs, path::Path};
 
+use portcullis_bpf::abi::{Activity, Event};
+
 #[path = "../../fuzz/src/lib.rs"]
 #[allow(clippy::all, clippy::pedantic, clippy::restriction)]
 mod targets;
@@ -20,13 +22,22 @@ fn replay(name: &str, target: fn(&[u8])) {
     assert!(inputs > 0, "{} is empty", directory.display());
 }
 
+/// Of another ABI version inputs are refused by their first bytes, and no run gets any further: with a new version make them anew.
+fn input(target: &str, name: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target).join(name)).unwrap()
+}
+
 #[test]
 fn event() {
+    for name in ["blocked", "cut-argv", "reverse-shell"] {
+        Event::decode(&input("event", name)).unwrap();
+    }
     replay("event", targets::event);
 }
 
 #[test]
 fn dns() {
+    Activity::decode(&input("dns", "activity")).unwrap();
     replay("dns", targets::dns);
 }
 
