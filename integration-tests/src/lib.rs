@@ -13,8 +13,8 @@
 //! | [`signals`] | what `portcullis signals list -o json` shows |
 //! | [`mod@eventually`] | retrying until a deadline |
 //!
-//! The tests are in `tests/node`. `scripts/test host` and `scripts/test vm` build everything and run them; both run the
-//! same binary.
+//! The tests are in `tests/node`, and those of faults in `tests/faults`. `scripts/test host` and `scripts/test vm` build everything and run them; both run the
+//! same binaries.
 #![forbid(unsafe_code)]
 
 pub mod agent;

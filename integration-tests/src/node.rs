@@ -265,6 +265,15 @@ impl Node {
         Ok(other)
     }
 
+    /// The version of one of the node's programs: the word of its `--version` that begins with a digit.
+    pub fn version(&self, program: &str) -> Result<String> {
+        let mut command = Command::new(program);
+        let text = run(command.arg("--version").env("PATH", self.setup.path()?))?.success()?.stdout;
+        let found = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+        // Debian's own suffixes say nothing here.
+        found.and_then(|word| word.split(['~', '+']).next()).map(str::to_owned).context("no version")
+    }
+
     /// Runs the command line tool.
     pub fn portcullis(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(self.setup.bin_dir.join("portcullis"));

@@ -1,10 +1,10 @@
 //! Which kernel, containerd and runc this node has, and how shims and containerd talk: `scripts/test` makes a table of what
 //! each machine prints.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use portcullis_integration_tests::{command::run, node::Node};
+use portcullis_integration_tests::node::Node;
 use portcullis_policy::record::{ContainerRecord, DIR_NAME};
 use serde::Deserialize;
 
@@ -14,15 +14,6 @@ use serde::Deserialize;
 struct Shims {
     answer: Vec<u8>,
     task_version: u32,
-}
-
-/// The word of a program's `--version` that begins with a digit.
-pub fn version(node: &Node, program: &str) -> Result<String> {
-    let mut command = Command::new(program);
-    let text = run(command.arg("--version").env("PATH", node.setup().path()?))?.success()?.stdout;
-    let found = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
-    // Debian's own suffixes say nothing here.
-    found.and_then(|word| word.split(['~', '+']).next()).map(str::to_owned).context("no version")
 }
 
 pub fn the_bootstrap_is_the_one_that_containerd_expects(node: &Node) -> Result<()> {
@@ -39,7 +30,7 @@ pub fn the_bootstrap_is_the_one_that_containerd_expects(node: &Node) -> Result<(
     };
     let shim = node.containerd().own_shims().into_iter().next().context("no shim")?;
     let is_static = !fs::read_to_string(format!("/proc/{}/maps", shim.as_raw_nonzero()))?.contains("/libc.so");
-    let (containerd, runc) = (version(node, "containerd")?, version(node, "runc")?);
+    let (containerd, runc) = (node.version("containerd")?, node.version("runc")?);
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     println!(
         "node\tkernel {kernel}\t{}\tcontainerd {containerd}\trunc {runc}\t{bootstrap}, task API {}{}",

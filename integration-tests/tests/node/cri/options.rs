@@ -11,7 +11,7 @@ use portcullis_integration_tests::{
 };
 
 use super::{ENFORCE, assert_nc_is_stopped, assert_told, nothing_is_left};
-use crate::{assert_stopped, selection::told, stopped, versions::version};
+use crate::{assert_stopped, selection::told, stopped};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -33,7 +33,7 @@ fn with_container(
 pub fn options_reach_the_runtime(node: &Node) -> Result<()> {
     let cri = node.cri()?;
     // containerd 1.6 sends the path of a file only.
-    let sends_body = !version(node, "containerd")?.starts_with("1.6.");
+    let sends_body = !node.version("containerd")?.starts_with("1.6.");
     for (handler, root, expected) in
         [("portcullis-path", "runc-by-path", true), ("portcullis-body", "runc-by-body", sends_body)]
     {
