@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs, iter,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -11,9 +11,10 @@ use aya::programs::{ProgramInfo, loaded_links};
 use portcullis_bpf::{guard::Guard, pins::Pins};
 use portcullis_integration_tests::{
     containerd::NAMESPACE,
-    eventually::within,
+    eventually::{eventually, within},
     node::{Node, Traces},
 };
+use rustix::process::{Signal, kill_process};
 use sha2::{Digest, Sha256};
 
 use crate::SETTLE;
@@ -21,6 +22,9 @@ use crate::SETTLE;
 const SOCKETS: &str = "/run/containerd/s";
 const RUNC: &str = "/run/containerd/runc";
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// What is there of containers whether they are under guard or not.
+const RUNTIMES: [&str; 7] = ["shims", "bundles", "runc's containers", "cgroups", "processes", "mounts", "sockets"];
+
 /// How the test's containers are called, as [`Node::container`] does.
 fn prefix() -> String {
     format!("c{}-", std::process::id())
@@ -60,23 +64,64 @@ impl Census {
     }
 
     /// All that is here and not there.
-    fn beyond(&self, other: &Self) -> Vec<String> {
+    fn beyond(&self, other: &Self) -> Vec<Left> {
         let none = BTreeSet::new();
-        let new = |(kind, names): (&&'static str, &BTreeSet<String>)| -> Vec<String> {
-            names.difference(other.0.get(kind).unwrap_or(&none)).map(|name| format!("{kind}: {name}")).collect()
+        let new = |(&kind, names): (&&'static str, &BTreeSet<String>)| -> Vec<Left> {
+            let new = names.difference(other.0.get(kind).unwrap_or(&none));
+            new.map(|name| Left { kind, name: name.clone() }).collect()
         };
         self.0.iter().flat_map(new).collect()
     }
 
-    /// Waits until nothing is left that was not there when this was taken.
+    /// What is there that was not when this was taken.
+    pub fn left(&self, node: &Node, ids: &HashSet<String>) -> Result<Vec<Left>> {
+        let mut left = Self::take(node)?.beyond(self);
+        left.extend(sockets(node, ids));
+        Ok(left)
+    }
+
+    /// Waits until that is nothing.
     pub fn settle(&self, node: &Node, ids: &HashSet<String>) -> Result<()> {
         within(SETTLE, || {
-            let mut left = Self::take(node)?.beyond(self);
-            left.extend(sockets(node, ids));
+            let left = self.left(node, ids)?;
             ensure!(left.is_empty(), "left behind: {left:#?}");
             Ok(())
         })
     }
+}
+
+/// Something that was left behind.
+#[derive(Debug, Clone)]
+pub struct Left {
+    pub kind: &'static str,
+    pub name: String,
+}
+
+impl Left {
+    /// Whether it is of this container, and nothing of Portcullis's in the kernel or its records.
+    pub fn is_the_runtimes(&self, id: &str) -> bool {
+        let mut words = self.name.split(|c: char| !(c.is_ascii_digit() || c == 'c' || c == '-'));
+        RUNTIMES.contains(&self.kind) && words.any(|word| word == id)
+    }
+}
+
+/// Takes away what runtimes have left of a container.
+pub fn bury(node: &Node, id: &str) -> Result<()> {
+    eventually(|| {
+        for shim in node.containerd().shims_for(id) {
+            kill_process(shim, Signal::KILL)?;
+        }
+        ensure!(node.containerd().shims_for(id).is_empty(), "shims of {id} live");
+        Ok(())
+    })?;
+    // containerd takes away what it knows of; the rest is nobody's.
+    for (_, path) in socket_paths(node, id) {
+        let _ = fs::remove_file(path);
+    }
+    for cgroup in cgroups().iter().map(Path::new).filter(|path| path.ends_with(id)) {
+        let _ = fs::remove_dir(cgroup);
+    }
+    Ok(())
 }
 
 impl Held {
@@ -100,17 +145,21 @@ fn bpf_links(pins: &Pins) -> Result<BTreeSet<String>> {
     Ok(links.filter_map(|link| Some(format!("{} of {}", link.id(), programs.get(&link.program_id())?))).collect())
 }
 
-/// A socket is left by its path, whether somebody listens or not. Ours and the stock shim's of each container.
-fn sockets(node: &Node, ids: &HashSet<String>) -> Vec<String> {
+/// Where our shim of a container and the stock one listen.
+fn socket_paths(node: &Node, id: &str) -> [(&'static str, PathBuf); 2] {
     let address = node.containerd().address();
-    let address = address.display().to_string();
-    let all = ids.iter().flat_map(|id| {
-        let stock = Sha256::digest(format!("{address}/{NAMESPACE}/{id}"));
-        let ours = Sha256::digest(format!("portcullis\0{address}\0{NAMESPACE}\0{id}\0"));
-        [("stock", stock), ("ours", ours)]
-            .map(|(whose, hash)| (whose, id, Path::new(SOCKETS).join(format!("{hash:x}"))))
-    });
-    all.filter(|(_, _, path)| path.exists()).map(|(whose, id, _)| format!("sockets: {id}, {whose}")).collect()
+    let address = address.display();
+    let stock = Sha256::digest(format!("{address}/{NAMESPACE}/{id}"));
+    let ours = Sha256::digest(format!("portcullis\0{address}\0{NAMESPACE}\0{id}\0"));
+    [("stock", stock), ("ours", ours)].map(|(whose, hash)| (whose, Path::new(SOCKETS).join(format!("{hash:x}"))))
+}
+
+/// A socket is left by its path, whether somebody listens or not.
+fn sockets(node: &Node, ids: &HashSet<String>) -> Vec<Left> {
+    let all = ids.iter().flat_map(|id| socket_paths(node, id).map(|(whose, path)| (id, whose, path)));
+    all.filter(|(_, _, path)| path.exists())
+        .map(|(id, whose, _)| Left { kind: "sockets", name: format!("{id}, {whose}") })
+        .collect()
 }
 
 /// That the paths which are looked for are those in use.

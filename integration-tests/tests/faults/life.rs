@@ -1,12 +1,14 @@
 //! SIGKILL at any time of a container's life.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
     fs,
+    path::PathBuf,
     process::Command,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
@@ -16,17 +18,23 @@ use anyhow::{Context, Result, ensure};
 use portcullis_integration_tests::{
     command::{Output, run},
     containerd::{IMAGE, RUNTIME},
-    eventually::eventually,
+    eventually::{eventually, within},
 };
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    Bed, Row,
+    Bed, Row, SETTLE,
     account::{self, Account},
-    census::{Census, assert_sockets_are_known},
+    census::{Census, Left, assert_sockets_are_known, bury},
 };
 
 const ROUNDS: u64 = 500;
+
+/// With the stock shim alone, for comparison.
+const STOCK_ROUNDS: u64 = 150;
+
+/// What is not gone by then is left.
+const GONE: Duration = Duration::from_secs(60);
 
 /// After so many everything is counted.
 const BATCH: u64 = 125;
@@ -34,7 +42,16 @@ const BATCH: u64 = 125;
 /// How long a shim is waited for: there may be none at that time of the life, and none any more.
 const SHIM: Duration = Duration::from_secs(2);
 
+/// What containerd runs of a shim's program besides the shim. When a `start` is killed it has nothing undone that was done by then,
+/// whoever's shim it is: it has had no answer.
+const HELPERS: [&str; 2] = ["start", "delete"];
+
+/// Its shim is the inner one.
+const STOCK_VICTIMS: [Victim; 2] = [Victim::InnerShim, Victim::Containerd];
+
 const VICTIMS: [Victim; 4] = [Victim::Agent, Victim::Shim, Victim::InnerShim, Victim::Containerd];
+
+const STOCK_RUNTIME: &str = "io.containerd.runc.v2";
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +70,10 @@ impl Victim {
             Self::InnerShim => "SIGKILL of the inner shim",
             Self::Containerd => "SIGKILL of containerd",
         }
+    }
+
+    fn is_restarted(self) -> bool {
+        matches!(self, Self::Agent | Self::Containerd)
     }
 
     /// The file name of a shim's program.
@@ -84,6 +105,9 @@ struct Lived {
     victim: Option<Victim>,
     /// The step in which the victim died, if it did.
     step: Option<usize>,
+    /// Somebody was killed before containerd had got hold of its shim and runc of its container, or containerd at any time: then these
+    /// may lose sight of what they have begun.
+    excused: bool,
     took: Duration,
     tries: u64,
     account: Account,
@@ -92,9 +116,13 @@ struct Lived {
 /// What lives at the same time share: there is one agent, and one containerd.
 struct Lives<'a> {
     bed: &'a Bed,
+    /// Without us, for comparison: what they execute is harmless then.
+    stock: bool,
     restart: Mutex<()>,
     /// Counted up before and after each.
     kills: AtomicU64,
+    /// The same of containerd's: an odd number while it is not there.
+    containerd_kills: AtomicU64,
 }
 
 impl Lives<'_> {
@@ -104,30 +132,38 @@ impl Lives<'_> {
 
     fn create(&self, id: &str) -> Command {
         let mut create = self.bed.node.containerd().ctr();
-        create.args(["containers", "create", "--runtime", RUNTIME]).arg(self.bed.program.mount());
-        create.arg(IMAGE).arg(id).args(self.bed.program.command(id, "life", &[]));
+        create.args(["containers", "create", "--runtime", if self.stock { STOCK_RUNTIME } else { RUNTIME }]);
+        create.arg(self.bed.program.mount()).arg(IMAGE).arg(id);
+        if self.stock {
+            create.args(["sleep", "100000"]);
+        } else {
+            create.args(self.bed.program.command(id, "life", &[]));
+        }
         create
     }
 
     /// Creates to deletes; what fails is an error only if nobody was killed.
     /// `kills` were made before.
-    fn live(&self, id: &str, step: &Step, random: &mut fastrand::Rng, kills: u64) -> Result<()> {
+    fn live(&self, id: &str, step: &Step, random: &mut fastrand::Rng, kills: u64, bad: &AtomicBool) -> Result<()> {
         // Nothing is awaited of what was killed.
         let undisturbed = |attempt: &dyn Fn() -> Result<()>| {
             eventually(|| if self.kills.load(SeqCst) == kills { attempt() } else { Ok(()) })
         };
         run(&mut self.create(id))?.success()?;
         step.next();
-        self.ctr(&["tasks", "start", "--detach", "--null-io", id])?.success()?;
+        let started = self.ctr(&["tasks", "start", "--detach", "--null-io", id]);
+        bad.store(self.kills.load(SeqCst) != kills, SeqCst);
+        started?.success()?;
         step.next();
         undisturbed(&|| {
-            ensure!(self.bed.program.counts(id)?.stopped > 0, "it has tried nothing");
+            ensure!(self.stock || self.bed.program.counts(id)?.stopped > 0, "it has tried nothing");
             Ok(())
         })?;
         thread::sleep(Duration::from_millis(random.u64(..200)));
         step.next();
-        let refused = self.ctr(&["tasks", "exec", "--exec-id", "nc", id, "/fault/nc"])?;
-        ensure!(refused.status != 0, "{id}: {refused}");
+        let program = if self.stock { "/fault/noop" } else { "/fault/nc" };
+        let executed = self.ctr(&["tasks", "exec", "--exec-id", "nc", id, program])?;
+        ensure!((executed.status == 0) == self.stock, "{id}: {executed}");
         step.next();
         self.ctr(&["tasks", "kill", "--signal", "KILL", id])?.success()?;
         step.next();
@@ -160,16 +196,16 @@ impl Lives<'_> {
         self.kills.fetch_add(1, SeqCst);
         let killed = match victim {
             Victim::Agent => {
-                let _alone = self.alone();
                 let at = step.index();
                 self.bed.node.kill_agent()?;
                 self.bed.node.restart_agent()?;
                 Some(at)
             }
             Victim::Containerd => {
-                let _alone = self.alone();
                 let at = step.index();
+                self.containerd_kills.fetch_add(1, SeqCst);
                 self.bed.node.containerd().kill_and_restart()?;
+                self.containerd_kills.fetch_add(1, SeqCst);
                 Some(at)
             }
             Victim::Shim | Victim::InnerShim => self.kill_shim(id, victim).then(|| step.index()),
@@ -178,15 +214,17 @@ impl Lives<'_> {
         Ok(killed)
     }
 
-    /// While this is held, nobody else restarts anything.
     fn alone(&self) -> MutexGuard<'_, ()> {
         self.restart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kill_shim(&self, id: &str, victim: Victim) -> bool {
         let is_victim = |pid: &Pid| {
-            fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()))
-                .is_ok_and(|exe| exe.ends_with(victim.program()))
+            let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+            let is_helper = fs::read(process.join("cmdline")).is_ok_and(|line| {
+                line.split(|&byte| byte == 0).any(|word| HELPERS.iter().any(|helper| word == helper.as_bytes()))
+            });
+            !is_helper && fs::read_link(process.join("exe")).is_ok_and(|exe| exe.ends_with(victim.program()))
         };
         let begun = Instant::now();
         while begun.elapsed() < SHIM {
@@ -198,29 +236,46 @@ impl Lives<'_> {
         false
     }
 
-    /// One life, and perhaps one kill, `span` being how long a life takes.
+    /// One life, and perhaps one kill in one of its steps, or later if there is nobody to kill in that; `span` is how long a life takes.
     fn round(&self, number: u64, victim: Option<Victim>, span: Duration) -> Result<Lived> {
         let mut random = self.bed.random(number);
         let id = self.bed.container().id().to_owned();
-        let delay = span.mul_f64(random.f64());
-        let (step, begun) = (Step::default(), Instant::now());
+        // The lives of others go on meanwhile, but nobody else restarts anything.
+        let _alone = victim.filter(|victim| victim.is_restarted()).map(|_| self.alone());
+        let (target, delay) = (random.usize(..STEPS.len() - 1), span.mul_f64(random.f64() / STEPS.len() as f64));
+        let (step, begun, began_badly) = (Step::default(), Instant::now(), AtomicBool::new(false));
+        let over = AtomicBool::new(false);
         let kills = self.kills.load(SeqCst);
+        let containerd_kills = self.containerd_kills.load(SeqCst);
         let (lived, killed) = thread::scope(|scope| {
             let killer = scope.spawn(|| {
+                while step.index() < target && !over.load(SeqCst) {
+                    thread::sleep(Duration::from_millis(1));
+                }
                 thread::sleep(delay);
                 victim.map_or(Ok(None), |victim| self.kill(&id, victim, &step))
             });
-            let lived = self.live(&id, &step, &mut random, kills);
+            let lived = self.live(&id, &step, &mut random, kills, &began_badly);
+            over.store(true, SeqCst);
             (lived, killer.join())
         });
         let step = killed.ok().context("the killer panicked")?.with_context(|| format!("{id}: killing {victim:?}"))?;
         let took = begun.elapsed();
-        if self.kills.load(SeqCst) == kills {
+        let containerd_lived = containerd_kills % 2 == 0 && self.containerd_kills.load(SeqCst) == containerd_kills;
+        if containerd_lived && self.kills.load(SeqCst) == kills {
             lived.with_context(|| format!("{id}: nobody was killed"))?;
         } else {
             self.remove(&id)?;
         }
-        Ok(Lived { id, victim, step, took, tries: 0, account: Account::default() })
+        Ok(Lived {
+            id,
+            victim,
+            step,
+            excused: began_badly.into_inner() || !containerd_lived,
+            took,
+            tries: 0,
+            account: Account::default(),
+        })
     }
 
     /// What was executed, and what was told of it.
@@ -240,7 +295,8 @@ impl Lives<'_> {
                 if number >= numbers.end {
                     return Ok(lived);
                 }
-                let victim = self.bed.random(!number).choice(VICTIMS);
+                let victims: &[Victim] = if self.stock { &STOCK_VICTIMS } else { &VICTIMS };
+                let victim = self.bed.random(!number).choice(victims).copied();
                 lived.push(self.round(number, victim, span)?);
             }
         };
@@ -289,24 +345,81 @@ fn row(victim: Victim, all: &[Lived]) -> Row {
     }
 }
 
-pub fn killed_at_any_time(bed: &Bed) -> Result<Vec<Row>> {
-    let lives = Lives { bed, restart: Mutex::default(), kills: AtomicU64::new(0) };
-    let span = span(&lives)?;
-    println!("an undisturbed life takes {span:?}");
-    let rounds = bed.scaled(ROUNDS);
-    let before = Census::take(&bed.node)?;
-    let mut all = Vec::new();
-    for start in (0..rounds).step_by(usize::try_from(BATCH)?) {
-        let mut batch = lives.rounds(start..rounds.min(start + BATCH), span)?;
-        let settling = Instant::now();
-        bed.settle(&before).with_context(|| {
-            let killed: Vec<_> =
-                batch.iter().map(|lived| format!("{} {:?} {:?}", lived.id, lived.victim, lived.step)).collect();
-            format!("after rounds {killed:#?}")
-        })?;
-        batch.iter_mut().try_for_each(|lived| lives.account(lived))?;
-        all.append(&mut batch);
-        println!("{} rounds, settled in {:.0?}", all.len(), settling.elapsed());
+/// What is left of lives once nothing goes away any more: by life, the kinds of it. Only of one that is excused may something be
+/// left, and nothing of Portcullis's own.
+fn left(bed: &Bed, before: &Census, lives: &[Lived]) -> Result<BTreeMap<String, BTreeSet<&'static str>>> {
+    let ids = lives.iter().map(|lived| lived.id.clone()).collect();
+    let begun = Instant::now();
+    let left = within(SETTLE, || {
+        let left = before.left(&bed.node, &ids)?;
+        let is_excused = |left: &Left| lives.iter().any(|lived| lived.excused && left.is_the_runtimes(&lived.id));
+        let ours: Vec<_> = left.iter().filter(|left| !is_excused(left)).collect();
+        ensure!(ours.is_empty(), "left behind: {ours:#?}");
+        ensure!(left.is_empty() || begun.elapsed() > GONE, "left behind, so far: {left:#?}");
+        Ok(left)
+    })
+    .with_context(|| {
+        let tell = |lived: &Lived| format!("{}: {:?} in {:?}", lived.id, lived.victim, lived.step);
+        format!("after {:#?}", lives.iter().map(tell).collect::<Vec<_>>())
+    })?;
+    let mut by_life: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+    for lived in lives {
+        for left in left.iter().filter(|left| left.is_the_runtimes(&lived.id)) {
+            by_life.entry(lived.id.clone()).or_default().insert(left.kind);
+        }
     }
-    Ok(VICTIMS.into_iter().map(|victim| row(victim, &all)).collect())
+    by_life.keys().try_for_each(|id| bury(&bed.node, id))?;
+    before.settle(&bed.node, &ids)?;
+    Ok(by_life)
+}
+
+/// By kind, of how many lives.
+fn tell_left(left: &[BTreeSet<&'static str>]) -> String {
+    let kinds: BTreeSet<_> = left.iter().flatten().collect();
+    let count = |kind: &&'static str| left.iter().filter(|left| left.contains(kind)).count();
+    let told: Vec<_> = kinds.into_iter().map(|kind| format!("{kind} of {}", count(kind))).collect();
+    if told.is_empty() { "nothing".to_owned() } else { told.join(", ") }
+}
+
+/// All rounds, and what they have left.
+fn all_rounds(lives: &Lives<'_>, rounds: u64, span: Duration) -> Result<(Vec<Lived>, Vec<BTreeSet<&'static str>>)> {
+    let before = Census::take(&lives.bed.node)?;
+    let (mut all, mut all_left) = (Vec::new(), Vec::new());
+    for start in (0..rounds).step_by(usize::try_from(BATCH)?) {
+        let begun = Instant::now();
+        let mut batch = lives.rounds(start..rounds.min(start + BATCH), span)?;
+        let (took, settling) = (begun.elapsed(), Instant::now());
+        let left = left(lives.bed, &before, &batch)?;
+        println!("{} rounds in {took:.0?}, settled in {:.0?}, left: {left:?}", batch.len(), settling.elapsed());
+        all.append(&mut batch);
+        all_left.extend(left.into_values());
+    }
+    Ok((all, all_left))
+}
+
+pub fn killed_at_any_time(bed: &Bed) -> Result<Vec<Row>> {
+    let lives = |stock| Lives {
+        bed,
+        stock,
+        restart: Mutex::default(),
+        kills: AtomicU64::new(0),
+        containerd_kills: AtomicU64::new(0),
+    };
+    let ours = lives(false);
+    let span = span(&ours)?;
+    println!("an undisturbed life takes {span:?}");
+    let (mut all, left) = all_rounds(&ours, bed.scaled(ROUNDS), span)?;
+    all.iter_mut().try_for_each(|lived| ours.account(lived))?;
+    let (stock, stock_left) = all_rounds(&lives(true), bed.scaled(STOCK_ROUNDS), span)?;
+    let told = [(&all, &left), (&stock, &stock_left)].map(|(lives, left)| {
+        format!("{} of {} ({})", left.len(), lives.iter().filter(|lived| lived.excused).count(), tell_left(left))
+    });
+    let mut rows: Vec<_> = VICTIMS.into_iter().map(|victim| row(victim, &all)).collect();
+    rows.push(Row {
+        fault: "of these: containerd, or while a container is started",
+        rounds: all.iter().filter(|lived| lived.excused).count() as u64,
+        held: "guard and records are gone; of the rest, containerd and runc may leave something, with the stock shim alone as well",
+        figures: format!("something is left of {}; with the stock shim alone of {}", told[0], told[1]),
+    });
+    Ok(rows)
 }

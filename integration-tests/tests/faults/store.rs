@@ -24,6 +24,7 @@ use crate::{Bed, Row, account, account::Account};
 const FLOOD: u64 = 3000;
 const OVERWRITTEN: u64 = 20;
 const JUMPS: u64 = 20;
+const JUMPS_AT_LEAST: u64 = 5;
 
 const PAGE: u64 = 4096;
 
@@ -162,7 +163,7 @@ pub fn the_database_is_overwritten(bed: &Bed) -> Result<Vec<Row>> {
 /// This machine's clock is nobody's: only in one of the tests' own.
 pub fn the_clock_jumps(bed: &Bed) -> Result<Vec<Row>> {
     ensure!(bed.node.setup().emulated, "not on a machine that somebody uses");
-    let rounds = bed.scaled(JUMPS);
+    let rounds = bed.scaled(JUMPS).max(JUMPS_AT_LEAST);
     let mut random = bed.random(0);
     let mut moved = 0;
     let outcome = (0..rounds).try_for_each(|_| {
