@@ -14,7 +14,10 @@ use portcullis_integration_tests::{
     eventually::{eventually, within},
     node::{Node, Traces},
 };
-use rustix::process::{Signal, kill_process};
+use rustix::{
+    mount::{UnmountFlags, unmount},
+    process::{Signal, kill_process},
+};
 use sha2::{Digest, Sha256};
 
 use crate::SETTLE;
@@ -47,7 +50,6 @@ impl Census {
         let pins = Pins::at(&node.policy_set()?.pins);
         let counted = Guard::open(pins.clone())?.all_stats().into_iter().map(|(cgroup, _)| cgroup).collect();
         let strings = |ids: Vec<u64>| ids.iter().map(u64::to_string).collect::<BTreeSet<_>>();
-        let state = node.containerd().directory().join("state/io.containerd.runtime.v2.task").join(NAMESPACE);
         Ok(Self(BTreeMap::from([
             ("directories of links", links.into_iter().collect()),
             ("guarded containers", strings(map_entries)),
@@ -55,7 +57,7 @@ impl Census {
             ("BPF links", bpf_links(&pins)?),
             ("records", records.into_iter().collect()),
             ("shims", shims.iter().map(|pid| format!("{pid} {}", command_line(*pid))).collect()),
-            ("bundles", names(&state, "")),
+            ("bundles", names(&bundles(node), "")),
             ("runc's containers", names(&Path::new(RUNC).join(NAMESPACE), &prefix())),
             ("cgroups", cgroups()),
             ("processes", processes()),
@@ -118,6 +120,11 @@ pub fn bury(node: &Node, id: &str) -> Result<()> {
     for (_, path) in socket_paths(node, id) {
         let _ = fs::remove_file(path);
     }
+    // Nobody has them any more, or there would be a shim.
+    for directory in [bundles(node), Path::new(RUNC).join(NAMESPACE)] {
+        let _ = unmount(directory.join(id).join("rootfs"), UnmountFlags::DETACH);
+        let _ = fs::remove_dir_all(directory.join(id));
+    }
     for cgroup in cgroups().iter().map(Path::new).filter(|path| path.ends_with(id)) {
         let _ = fs::remove_dir(cgroup);
     }
@@ -167,6 +174,10 @@ pub fn assert_sockets_are_known(node: &Node, id: &str) -> Result<()> {
     let found = sockets(node, &iter::once(id.to_owned()).collect());
     ensure!(found.len() == 2, "sockets of {id}: {found:?} of {:?}", node.containerd().sockets());
     Ok(())
+}
+
+fn bundles(node: &Node) -> PathBuf {
+    node.containerd().directory().join("state/io.containerd.runtime.v2.task").join(NAMESPACE)
 }
 
 fn names(directory: &Path, prefix: &str) -> BTreeSet<String> {

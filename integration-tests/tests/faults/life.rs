@@ -37,7 +37,7 @@ const STOCK_ROUNDS: u64 = 150;
 const GONE: Duration = Duration::from_secs(60);
 
 /// After so many everything is counted.
-const BATCH: u64 = 125;
+const BATCH: u64 = 250;
 
 /// How long a shim is waited for: there may be none at that time of the life, and none any more.
 const SHIM: Duration = Duration::from_secs(2);

@@ -70,7 +70,7 @@ impl Bed {
 
     /// How much is done at once.
     fn lanes(&self) -> u64 {
-        if self.node.setup().emulated { 1 } else { 4 }
+        if self.node.setup().emulated { 1 } else { 6 }
     }
 
     /// A generator for one of many things that go on at once: the same whatever the others do.
