@@ -14,11 +14,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     command::{Output, run, wait},
-    eventually::eventually,
+    eventually::within,
 };
 
 /// What it logs of system calls beyond its profile.
 const REFUSED: &str = "a system call was refused";
+
+/// The kernel verifies programs meanwhile, which takes minutes in an emulated machine beside a busy one.
+const START: Duration = Duration::from_secs(600);
 
 const END: Duration = Duration::from_secs(20);
 
@@ -105,7 +108,7 @@ impl Agent {
         let log = OpenOptions::new().create(true).append(true).open(paths.log())?;
         let child = spawn(&paths.program, &paths.config(), &log)?;
         let mut agent = Self { paths: paths.clone(), child };
-        eventually(|| {
+        within(START, || {
             let ended = agent.child.try_wait()?;
             ensure!(ended.is_none(), "portcullisd ended: {}", agent.log());
             UnixStream::connect(agent.paths.socket())

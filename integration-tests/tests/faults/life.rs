@@ -34,7 +34,7 @@ const ROUNDS: u64 = 500;
 const STOCK_ROUNDS: u64 = 150;
 
 /// What is not gone by then is left.
-const GONE: Duration = Duration::from_secs(60);
+const GONE: Duration = Duration::from_secs(20);
 
 /// After so many everything is counted.
 const BATCH: u64 = 250;
