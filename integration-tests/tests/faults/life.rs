@@ -26,6 +26,7 @@ use crate::{
     Bed, Row, SETTLE,
     account::{self, Account},
     census::{Census, Left, assert_sockets_are_known, bury},
+    program,
 };
 
 const ROUNDS: u64 = 500;
@@ -85,6 +86,8 @@ impl Victim {
 /// What is done in a life.
 const STEPS: [&str; 7] = ["create", "start", "run", "exec", "kill", "delete", "over"];
 
+const STEPS_IN_A_LIFE: u32 = 6;
+
 /// How far a life has come: an index of the steps.
 #[derive(Debug, Default)]
 struct Step(AtomicUsize);
@@ -137,7 +140,7 @@ impl Lives<'_> {
         if self.stock {
             create.args(["sleep", "100000"]);
         } else {
-            create.args(self.bed.program.command(id, "life", &[]));
+            create.args(program::command(id, "life", &[]));
         }
         create
     }
@@ -156,7 +159,7 @@ impl Lives<'_> {
         started?.success()?;
         step.next();
         undisturbed(&|| {
-            ensure!(self.stock || self.bed.program.counts(id)?.stopped > 0, "it has tried nothing");
+            ensure!(self.stock || self.bed.program.counts(id).stopped > 0, "it has tried nothing");
             Ok(())
         })?;
         thread::sleep(Duration::from_millis(random.u64(..200)));
@@ -242,7 +245,7 @@ impl Lives<'_> {
         let id = self.bed.container().id().to_owned();
         // The lives of others go on meanwhile, but nobody else restarts anything.
         let _alone = victim.filter(|victim| victim.is_restarted()).map(|_| self.alone());
-        let (target, delay) = (random.usize(..STEPS.len() - 1), span.mul_f64(random.f64() / STEPS.len() as f64));
+        let (target, delay) = (random.usize(..STEPS.len() - 1), (span / STEPS_IN_A_LIFE).mul_f64(random.f64()));
         let (step, begun, began_badly) = (Step::default(), Instant::now(), AtomicBool::new(false));
         let over = AtomicBool::new(false);
         let kills = self.kills.load(SeqCst);
@@ -261,7 +264,8 @@ impl Lives<'_> {
         });
         let step = killed.ok().context("the killer panicked")?.with_context(|| format!("{id}: killing {victim:?}"))?;
         let took = begun.elapsed();
-        let containerd_lived = containerd_kills % 2 == 0 && self.containerd_kills.load(SeqCst) == containerd_kills;
+        let containerd_lived =
+            containerd_kills.is_multiple_of(2) && self.containerd_kills.load(SeqCst) == containerd_kills;
         if containerd_lived && self.kills.load(SeqCst) == kills {
             lived.with_context(|| format!("{id}: nobody was killed"))?;
         } else {
@@ -280,7 +284,7 @@ impl Lives<'_> {
 
     /// What was executed, and what was told of it.
     fn account(&self, lived: &mut Lived) -> Result<()> {
-        let counts = self.bed.program.counts(&lived.id)?;
+        let counts = self.bed.program.counts(&lived.id);
         lived.tries = counts.begun;
         lived.account = account::is_complete(&self.bed.node, &lived.id, counts, 1)?;
         Ok(())

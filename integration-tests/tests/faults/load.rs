@@ -15,7 +15,7 @@ use portcullis_integration_tests::{
     eventually::{eventually, within},
 };
 
-use crate::{Bed, Row, account, census::Held};
+use crate::{Bed, Row, account, census::Held, program};
 
 const BOMBS: u64 = 5;
 const BOMB_SECONDS: u64 = 5;
@@ -59,7 +59,7 @@ pub fn fork_bombs_of_nc(bed: &Bed) -> Result<Vec<Row>> {
         let limit = pids_max(first_process(bed, container.id())?)?;
         fs::write(&limit, BOMB_PROCESSES.to_string()).with_context(|| format!("writing {}", limit.display()))?;
         let name = format!("{}-bomb", container.id());
-        let command = bed.program.command(&name, "bomb", &[BOMB_SECONDS.to_string()]);
+        let command = program::command(&name, "bomb", &[BOMB_SECONDS.to_string()]);
         let mut exec = bed.node.containerd().ctr();
         exec.args(["tasks", "exec", "--detach", "--exec-id", "bomb", container.id()]).args(command);
         run(&mut exec)?.success()?;
@@ -110,7 +110,7 @@ pub fn many_containers_start_and_stop(bed: &Bed) -> Result<Vec<Row>> {
     let seconds = begun.elapsed().as_secs_f64();
     let (mut tried, mut told) = (0, 0);
     for id in &ids {
-        let counts = bed.program.counts(id)?;
+        let counts = bed.program.counts(id);
         tried += counts.begun;
         told += account::is_complete(&bed.node, id, counts, 0)?.told;
     }

@@ -88,7 +88,7 @@ impl Bed {
     /// Starts a container whose first process is the program.
     fn start(&self, what: &str, arguments: &[String]) -> Result<Container<'_>> {
         let container = self.container();
-        let command = self.program.command(container.id(), what, arguments);
+        let command = program::command(container.id(), what, arguments);
         container.start_with(&command.iter().map(String::as_str).collect::<Vec<_>>())
     }
 

@@ -1,10 +1,6 @@
 //! The program that executes nc while faults happen (`container/fault.c`), and the counts that it keeps outside its container.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -54,28 +50,17 @@ impl Program {
         format!("--mount=type=bind,src={},dst={PLACE},options=rbind:rw", self.directory().display())
     }
 
-    /// The command line of a container's first process.
-    pub fn command(&self, id: &str, what: &str, arguments: &[String]) -> Vec<String> {
-        let first = [format!("{PLACE}/fault"), what.to_owned(), format!("{PLACE}/{id}")];
-        first.into_iter().chain(arguments.iter().cloned()).collect()
-    }
-
-    /// The same outside a container, for what a container's process can't be told: where its counts are.
-    pub fn counts_file(&self, id: &str) -> PathBuf {
-        self.directory().join(id)
-    }
-
     /// What a container's first process has counted; nothing as long as it has not run.
-    pub fn counts(&self, id: &str) -> Result<Counts> {
-        let Ok(bytes) = fs::read(self.counts_file(id)) else { return Ok(Counts::default()) };
+    pub fn counts(&self, id: &str) -> Counts {
+        let Ok(bytes) = fs::read(self.directory().join(id)) else { return Counts::default() };
         let mut words = bytes.chunks_exact(8).filter_map(|word| word.try_into().ok()).map(u64::from_ne_bytes);
         let mut next = || words.next().unwrap_or_default();
-        Ok(Counts { begun: next(), stopped: next(), harmless: next(), odd: next(), finished: next() == 1 })
+        Counts { begun: next(), stopped: next(), harmless: next(), odd: next(), finished: next() == 1 }
     }
 
     /// Once it has come to its end.
     pub fn finished(&self, id: &str) -> Result<Counts> {
-        let counts = self.counts(id)?;
+        let counts = self.counts(id);
         ensure!(counts.finished, "{id} goes on: {counts:?}");
         Ok(counts)
     }
@@ -86,4 +71,10 @@ impl Program {
         ensure!(!ran.try_exists().context("looking for what nc leaves")?, "nc ran in an enforcing container");
         Ok(())
     }
+}
+
+/// The command line of a container's first process, or of an exec session.
+pub fn command(id: &str, what: &str, arguments: &[String]) -> Vec<String> {
+    let first = [format!("{PLACE}/fault"), what.to_owned(), format!("{PLACE}/{id}")];
+    first.into_iter().chain(arguments.iter().cloned()).collect()
 }

@@ -26,7 +26,7 @@ const OVERWRITTEN: u64 = 20;
 const JUMPS: u64 = 20;
 const JUMPS_AT_LEAST: u64 = 5;
 
-const PAGE: u64 = 4096;
+const PAGE: usize = 4096;
 
 /// Twice what the agent keeps in reserve, and some.
 const DISK: &str = "size=32m";
@@ -74,7 +74,7 @@ impl<'a> SmallDisk<'a> {
     fn fill(&self) -> Result<PathBuf> {
         let file = state(self.0).join("filler");
         let mut filler = File::create(&file)?;
-        let page = [0; PAGE as usize];
+        let page = [0; PAGE];
         while filler.write_all(&page).is_ok() {}
         Ok(file)
     }
@@ -120,16 +120,19 @@ pub fn the_disk_is_full(bed: &Bed) -> Result<Vec<Row>> {
     }])
 }
 
-/// A page of the database, or of what waits to be brought into it; the first one more often than others, for that is its head.
+/// A page of the database; the first one more often than others, for that is its head. Every other time what waits to be brought into it
+/// goes as well, as it would repair the page.
 fn overwrite(database: &Path, random: &mut fastrand::Rng) -> Result<()> {
-    let log = database.with_extension("db-wal");
-    let file = if random.bool() && log.exists() { log } else { database.to_owned() };
-    let file = OpenOptions::new().write(true).open(file)?;
-    let pages = (file.metadata()?.len() / PAGE).max(1);
-    let mut noise = [0; PAGE as usize];
+    let mut noise = [0; PAGE];
     random.fill(&mut noise);
-    let page = if random.u8(..4) == 0 { 0 } else { random.u64(..pages) };
-    Ok(file.write_all_at(&noise, page * PAGE)?)
+    let file = OpenOptions::new().write(true).open(database)?;
+    let page = if random.bool() { 0 } else { random.u64(..(file.metadata()?.len() / PAGE as u64).max(1)) };
+    file.write_all_at(&noise, page * PAGE as u64)?;
+    let log = database.with_extension("db-wal");
+    if random.bool() && log.exists() {
+        OpenOptions::new().write(true).open(log)?.write_all_at(&noise, 0)?;
+    }
+    Ok(())
 }
 
 /// As [`flood`], but a database whose damage is met only now takes along what it had of it: the next one is told then.
