@@ -121,9 +121,11 @@ pub fn bury(node: &Node, id: &str) -> Result<()> {
         let _ = fs::remove_file(path);
     }
     // Nobody has them any more, or there would be a shim.
-    for directory in [bundles(node), Path::new(RUNC).join(NAMESPACE)] {
-        let _ = unmount(directory.join(id).join("rootfs"), UnmountFlags::DETACH);
-        let _ = fs::remove_dir_all(directory.join(id));
+    // A bundle that is being deleted has a dot before its name: containerd would go on at its next start.
+    let bundles = bundles(node);
+    for directory in [bundles.join(id), bundles.join(format!(".{id}")), Path::new(RUNC).join(NAMESPACE).join(id)] {
+        let _ = unmount(directory.join("rootfs"), UnmountFlags::DETACH);
+        let _ = fs::remove_dir_all(directory);
     }
     for cgroup in cgroups().iter().map(Path::new).filter(|path| path.ends_with(id)) {
         let _ = fs::remove_dir(cgroup);

@@ -142,7 +142,13 @@ pub fn many_containers_at_once(bed: &Bed) -> Result<Vec<Row>> {
     ensure!(traces.map_entries.len() == containers.len(), "{} of {count} are guarded", traces.map_entries.len());
     for container in &containers {
         let counts = eventually(|| bed.program.finished(container.id()))?;
-        account::is_exact(&bed.node, container.id(), counts)?;
+        ensure!((counts.begun, counts.stopped) == (1, 1), "{}: {counts:?}", container.id());
+        account::is_complete(&bed.node, container.id(), counts, 0)?;
+    }
+    let known = bed.node.containers()?;
+    for container in &containers {
+        let told = known.iter().find(|told| told.id == container.id()).and_then(|told| told.counters);
+        ensure!(told.is_some_and(|told| told.matched == 1), "{}: the kernel has {told:?}", container.id());
     }
     let held = Held::by_agent(&bed.node)?;
     let memory = memory_used()?;
