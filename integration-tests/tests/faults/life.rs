@@ -109,7 +109,7 @@ struct Lived {
     /// The step in which the victim died, if it did.
     step: Option<usize>,
     /// Somebody was killed before containerd had got hold of its shim and runc of its container, or containerd at any time: then these
-    /// may lose sight of what they have begun.
+    /// may lose sight of what they have begun. Without us always: nothing of it is ours.
     excused: bool,
     took: Duration,
     tries: u64,
@@ -275,7 +275,7 @@ impl Lives<'_> {
             id,
             victim,
             step,
-            excused: began_badly.into_inner() || !containerd_lived,
+            excused: self.stock || began_badly.into_inner() || !containerd_lived,
             took,
             tries: 0,
             account: Account::default(),
