@@ -219,10 +219,12 @@ pub(super) const TABLES: &str =
 pub(super) fn decode_row(row: &Row<'_>, first: usize) -> Result<Signal, StoreError> {
     let id = u64::try_from(row.get::<_, i64>(first)?).unwrap_or_default();
     let bytes = |column| row.get_ref(column)?.as_blob_or_null().map_err(rusqlite::Error::from);
-    let mut signal = Signal::default();
-    // What comes later holds; of lists, both: what changes is in the second alone.
-    for part in [bytes(first + 1)?, bytes(first + 2)?].into_iter().flatten() {
-        signal.merge(part).map_err(|source| StoreError::Body { id, source })?;
+    let mut signal =
+        Signal::decode(bytes(first + 1)?.unwrap_or_default()).map_err(|source| StoreError::Body { id, source })?;
+    if let Some(changed) = bytes(first + 2)? {
+        // What comes later holds, but lists are put one behind the other. What changes of these is told whole each time.
+        (signal.occurrences, signal.suppressed) = (Vec::new(), Vec::new());
+        signal.merge(changed).map_err(|source| StoreError::Body { id, source })?;
     }
     // It holds instead of the signal's own.
     if let Some(network) = bytes(first + 4)? {

@@ -302,6 +302,21 @@ fn update(number: u64, added: u64, count: u64, seconds: u64) -> Command {
 }
 
 #[tokio::test]
+async fn numbers_take_the_place_of_former_ones() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    let numbers = |count| SuppressedCount { tool: "nc".into(), count, ..SuppressedCount::default() };
+    let told = |count| Signal { count, suppressed: vec![numbers(count)], ..Signal::default() };
+    bed.put(1, Signal { rule: "signals_suppressed".into(), ..told(274) }).await;
+    for count in [500, 937] {
+        bed.send(Command::Update(Update::new(origin(1), Count::default(), &told(count)))).await;
+    }
+    bed.close().await;
+    let signal = bed.store.readers().signal(1).await.unwrap().unwrap();
+    assert_eq!((signal.count, &signal.suppressed[..]), (937, &[numbers(937)][..]));
+}
+
+#[tokio::test]
 async fn repeats_change_a_signal_and_not_its_place() {
     let state = tempfile::tempdir().unwrap();
     let mut bed = Bed::open(state.path(), LIMITS);
