@@ -51,6 +51,8 @@ pub struct Setup {
     pub configuration: String,
     /// `PORTCULLIS_PODS`: whether pods are tested too. Like all of CRI they are meant for a machine of their own.
     pub pods: bool,
+    /// `PORTCULLIS_DECIDED_BY`: who decides the tests that are to run, of `kernel`, `containerd` and `ourselves`; else all.
+    pub decided_by: Option<String>,
     /// `PORTCULLIS_EMULATED`: whether each instruction takes some fifty times as long as on this machine.
     pub emulated: bool,
 }
@@ -75,6 +77,7 @@ impl Setup {
             grpc_python: path("PORTCULLIS_GRPC_PYTHON"),
             configuration: String::new(),
             pods: env::var_os("PORTCULLIS_PODS").is_some(),
+            decided_by: env::var("PORTCULLIS_DECIDED_BY").ok(),
             emulated: env::var_os("PORTCULLIS_EMULATED").is_some(),
         })
     }

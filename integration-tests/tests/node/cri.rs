@@ -18,28 +18,43 @@ use portcullis_integration_tests::{
 };
 use portcullis_policy::policyset::Backend;
 
-use crate::{Test, stopped};
+use crate::{
+    stopped,
+    test::{CONTAINERD, Test},
+};
 
 /// All of them.
 pub const TESTS: [Test; 11] = [
-    ("a_pod_has_one_shim_and_leaves_nothing", a_pod_has_one_shim_and_leaves_nothing),
-    ("each_container_of_a_pod_has_its_own_mode", each_container_of_a_pod_has_its_own_mode),
-    ("a_pod_s_annotation_holds_for_all_its_containers", a_pod_s_annotation_holds_for_all_its_containers),
-    ("a_signal_names_pod_and_container", a_signal_names_pod_and_container),
-    ("a_pod_s_life_is_told", lives::a_pod_s_life_is_told),
-    ("a_pod_s_restarted_container_is_guarded_anew", lives::a_restarted_container_is_guarded_anew),
-    ("a_pod_s_containers_are_contained_alone", lives::containers_are_contained_alone),
-    ("a_pod_is_under_the_policy_that_selects_it", selection::a_pod_is_under_the_policy_that_selects_it),
-    ("a_pod_s_options_reach_the_runtime", options::options_reach_the_runtime),
-    ("a_pod_survives_containerd_and_agent", faults::a_pod_survives_containerd_and_agent),
-    ("a_pod_whose_shim_dies_takes_nothing_along", faults::a_pod_whose_shim_dies_takes_nothing_along),
+    Test::new(CONTAINERD, "a_pod_has_one_shim_and_leaves_nothing", a_pod_has_one_shim_and_leaves_nothing),
+    Test::new(CONTAINERD, "each_container_of_a_pod_has_its_own_mode", each_container_of_a_pod_has_its_own_mode),
+    Test::new(
+        CONTAINERD,
+        "a_pod_s_annotation_holds_for_all_its_containers",
+        a_pod_s_annotation_holds_for_all_its_containers,
+    ),
+    Test::new(CONTAINERD, "a_signal_names_pod_and_container", a_signal_names_pod_and_container),
+    Test::new(CONTAINERD, "a_pod_s_life_is_told", lives::a_pod_s_life_is_told),
+    Test::new(CONTAINERD, "a_pod_s_restarted_container_is_guarded_anew", lives::a_restarted_container_is_guarded_anew),
+    Test::new(CONTAINERD, "a_pod_s_containers_are_contained_alone", lives::containers_are_contained_alone),
+    Test::new(
+        CONTAINERD,
+        "a_pod_is_under_the_policy_that_selects_it",
+        selection::a_pod_is_under_the_policy_that_selects_it,
+    ),
+    Test::new(CONTAINERD, "a_pod_s_options_reach_the_runtime", options::options_reach_the_runtime),
+    Test::new(CONTAINERD, "a_pod_survives_containerd_and_agent", faults::a_pod_survives_containerd_and_agent),
+    Test::new(
+        CONTAINERD,
+        "a_pod_whose_shim_dies_takes_nothing_along",
+        faults::a_pod_whose_shim_dies_takes_nothing_along,
+    ),
 ];
 
 /// Where systemd runs.
 pub fn systemd() -> Vec<Test> {
     let tests: [Test; 2] = [
-        ("a_pod_s_cgroups_may_be_systemd_s", options::systemd_may_own_the_cgroups),
-        ("a_pod_s_config_path_is_ctr_s_too", options::ctr_may_name_the_options_file),
+        Test::new(CONTAINERD, "a_pod_s_cgroups_may_be_systemd_s", options::systemd_may_own_the_cgroups),
+        Test::new(CONTAINERD, "a_pod_s_config_path_is_ctr_s_too", options::ctr_may_name_the_options_file),
     ];
     if has_systemd() { tests.to_vec() } else { Vec::new() }
 }

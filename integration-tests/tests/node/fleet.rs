@@ -10,14 +10,14 @@ use portcullis_integration_tests::{
 };
 use serde_json::Value;
 
-use crate::Test;
+use crate::test::{OURSELVES, Test};
 
 const NODES: [&str; 3] = ["edge-1", "edge-2", "edge-3"];
 const CLUSTER: &str = "shop";
 
 /// The test, where there is a collector: beside the Python of the other client.
 pub fn test(setup: &Setup) -> Option<Test> {
-    setup.grpc_python.as_ref().map(|_| ("three_nodes_tell_one_store", three_nodes_tell_one_store as _))
+    setup.grpc_python.as_ref().map(|_| Test::new(OURSELVES, "three_nodes_tell_one_store", three_nodes_tell_one_store))
 }
 
 /// A node's records by tool: how many, and the last.

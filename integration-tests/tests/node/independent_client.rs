@@ -11,7 +11,10 @@ use portcullis_integration_tests::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{LAST, Test, stopped};
+use crate::{
+    LAST, stopped,
+    test::{OURSELVES, Test},
+};
 
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/client/signals.py");
 
@@ -20,7 +23,7 @@ const PAGE_SIZE: usize = 25;
 
 /// The test, where there is a Python for it: virtual machines have none. `scripts/test host` insists on one.
 pub fn test(setup: &Setup) -> Option<Test> {
-    setup.grpc_python.as_ref().map(|_| ("an_independent_client_sees_the_same", sees_the_same as _))
+    setup.grpc_python.as_ref().map(|_| Test::new(OURSELVES, "an_independent_client_sees_the_same", sees_the_same))
 }
 
 /// What the client prints.

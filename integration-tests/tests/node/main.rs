@@ -20,6 +20,7 @@ mod selection;
 mod store;
 mod story;
 mod tampering;
+mod test;
 mod upgrade;
 mod upstream;
 mod versions;
@@ -45,6 +46,8 @@ use portcullis_policy::{
     source::SHIPPED_DEFAULT,
 };
 use rustix::process::Signal as UnixSignal;
+
+use crate::test::{ALL, CONTAINERD, KERNEL, KERNEL_AND_CONTAINERD, OURSELVES, Test, deciders};
 
 /// By absolute path, by PATH, and through links under innocent names.
 const TOOLS: [(&str, &str); 8] = [
@@ -365,74 +368,109 @@ fn bad_input_changes_nothing(node: &Node) -> Result<()> {
     Ok(())
 }
 
-type Test = (&'static str, fn(&Node) -> Result<()>);
-
 const TESTS: &[Test] = &[
-    ("the_bootstrap_is_the_one_that_containerd_expects", versions::the_bootstrap_is_the_one_that_containerd_expects),
-    ("containers_leave_nothing_behind", containers_leave_nothing_behind),
-    ("enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
-    ("detect_reports_and_lets_run", detect_reports_and_lets_run),
-    ("a_signal_tells_the_whole_story", a_signal_tells_the_whole_story),
-    ("an_empty_argument_hides_nothing", an_empty_argument_hides_nothing),
-    ("the_first_process_is_covered", the_first_process_is_covered),
-    ("a_container_of_a_moment_has_it_all", a_container_of_a_moment_has_it_all),
-    ("two_modes_at_once", two_modes_at_once),
-    ("outside_guarded_containers_nothing_happens", outside_guarded_containers_nothing_happens),
-    ("an_annotation_tightens_but_never_loosens", an_annotation_tightens_but_never_loosens),
-    ("without_an_agent_enforcement_goes_on", without_an_agent_enforcement_goes_on),
-    ("on_attach_failure_decides", on_attach_failure_decides),
-    ("what_is_missing_is_named", what_is_missing_is_named),
-    ("bad_input_changes_nothing", bad_input_changes_nothing),
-    ("containment_locks_out_every_exec", contain::containment_locks_out_every_exec),
-    ("containment_freezes_and_kills", contain::containment_freezes_and_kills),
-    ("containment_kills_one_process_and_no_other", contain::containment_kills_one_process_and_no_other),
-    ("containment_leaves_loopback_only", contain::containment_leaves_loopback_only),
-    ("triage_tells_one_story", story::triage_tells_one_story),
-    ("policies_select_by_namespace_and_name", selection::policies_select_by_namespace_and_name),
-    ("an_image_selects_once_it_is_known", selection::an_image_selects_once_it_is_known),
-    ("an_edited_policy_switches_what_runs", selection::an_edited_policy_switches_what_runs),
-    ("a_broken_file_keeps_all_that_is_in_force", selection::a_broken_file_keeps_all_that_is_in_force),
-    ("annotations_ask_for_more_but_not_for_less", selection::annotations_ask_for_more_but_not_for_less),
-    ("a_required_backend_is_required", selection::a_required_backend_is_required),
-    ("modes_and_policies_change_from_the_command_line", selection::modes_and_policies_change_from_the_command_line),
-    ("shipped_policies_stop_what_they_say", selection::shipped_policies_stop_what_they_say),
-    ("an_operators_tools_are_known", catalog::an_operators_tools_are_known),
-    ("what_could_not_be_learnt_is_said", learning::what_could_not_be_learnt_is_said),
-    ("every_thread_of_the_agent_is_confined", sandbox::every_thread_of_the_agent_is_confined),
-    ("a_certificate_may_do_what_its_role_says", access::a_certificate_may_do_what_its_role_says),
-    ("certificates_are_replaced_while_the_agent_runs", access::certificates_are_replaced_while_the_agent_runs),
-    ("check_finds_the_node_in_order", check_finds_the_node_in_order),
-    ("every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
-    ("every_privileged_way_ends_as_the_matrix_says", evasion::every_privileged_way_ends_as_the_matrix_says),
-    ("every_socket_ends_as_the_matrix_says", evasion::every_socket_ends_as_the_matrix_says),
-    ("ten_tools_give_ten_signals", evasion::ten_tools_give_ten_signals),
-    ("what_was_dropped_is_found_where_asked_for", evasion::what_was_dropped_is_found_where_asked_for),
-    ("what_looks_alike_stays_silent", evasion::what_looks_alike_stays_silent),
-    ("a_hostile_image_harms_only_itself", evasion::a_hostile_image_harms_only_itself),
-    ("an_argument_that_changes_deceives_nobody", evasion::an_argument_that_changes_deceives_nobody),
-    ("a_reverse_shell_tells_its_other_end", evasion::a_reverse_shell_tells_its_other_end),
-    ("a_signal_says_where_the_file_is", evasion::a_signal_says_where_the_file_is),
-    ("exceptions_hold_and_nothing_more", exceptions::exceptions_hold_and_nothing_more),
-    (
+    Test::new(
+        ALL,
+        "the_bootstrap_is_the_one_that_containerd_expects",
+        versions::the_bootstrap_is_the_one_that_containerd_expects,
+    ),
+    Test::new(KERNEL_AND_CONTAINERD, "containers_leave_nothing_behind", containers_leave_nothing_behind),
+    Test::new(KERNEL, "enforce_stops_tools_and_nothing_else", enforce_stops_tools_and_nothing_else),
+    Test::new(KERNEL, "detect_reports_and_lets_run", detect_reports_and_lets_run),
+    Test::new(KERNEL, "a_signal_tells_the_whole_story", a_signal_tells_the_whole_story),
+    Test::new(KERNEL, "an_empty_argument_hides_nothing", an_empty_argument_hides_nothing),
+    Test::new(KERNEL_AND_CONTAINERD, "the_first_process_is_covered", the_first_process_is_covered),
+    Test::new(KERNEL_AND_CONTAINERD, "a_container_of_a_moment_has_it_all", a_container_of_a_moment_has_it_all),
+    Test::new(KERNEL_AND_CONTAINERD, "two_modes_at_once", two_modes_at_once),
+    Test::new(KERNEL, "outside_guarded_containers_nothing_happens", outside_guarded_containers_nothing_happens),
+    Test::new(OURSELVES, "an_annotation_tightens_but_never_loosens", an_annotation_tightens_but_never_loosens),
+    Test::new(KERNEL_AND_CONTAINERD, "without_an_agent_enforcement_goes_on", without_an_agent_enforcement_goes_on),
+    Test::new(KERNEL_AND_CONTAINERD, "on_attach_failure_decides", on_attach_failure_decides),
+    Test::new(OURSELVES, "what_is_missing_is_named", what_is_missing_is_named),
+    Test::new(OURSELVES, "bad_input_changes_nothing", bad_input_changes_nothing),
+    Test::new(KERNEL, "containment_locks_out_every_exec", contain::containment_locks_out_every_exec),
+    Test::new(KERNEL_AND_CONTAINERD, "containment_freezes_and_kills", contain::containment_freezes_and_kills),
+    Test::new(
+        KERNEL,
+        "containment_kills_one_process_and_no_other",
+        contain::containment_kills_one_process_and_no_other,
+    ),
+    Test::new(KERNEL, "containment_leaves_loopback_only", contain::containment_leaves_loopback_only),
+    Test::new(OURSELVES, "triage_tells_one_story", story::triage_tells_one_story),
+    Test::new(OURSELVES, "policies_select_by_namespace_and_name", selection::policies_select_by_namespace_and_name),
+    Test::new(OURSELVES, "an_image_selects_once_it_is_known", selection::an_image_selects_once_it_is_known),
+    Test::new(OURSELVES, "an_edited_policy_switches_what_runs", selection::an_edited_policy_switches_what_runs),
+    Test::new(
+        OURSELVES,
+        "a_broken_file_keeps_all_that_is_in_force",
+        selection::a_broken_file_keeps_all_that_is_in_force,
+    ),
+    Test::new(
+        OURSELVES,
+        "annotations_ask_for_more_but_not_for_less",
+        selection::annotations_ask_for_more_but_not_for_less,
+    ),
+    Test::new(OURSELVES, "a_required_backend_is_required", selection::a_required_backend_is_required),
+    Test::new(
+        OURSELVES,
+        "modes_and_policies_change_from_the_command_line",
+        selection::modes_and_policies_change_from_the_command_line,
+    ),
+    Test::new(OURSELVES, "shipped_policies_stop_what_they_say", selection::shipped_policies_stop_what_they_say),
+    Test::new(OURSELVES, "an_operators_tools_are_known", catalog::an_operators_tools_are_known),
+    Test::new(OURSELVES, "what_could_not_be_learnt_is_said", learning::what_could_not_be_learnt_is_said),
+    Test::new(OURSELVES, "every_thread_of_the_agent_is_confined", sandbox::every_thread_of_the_agent_is_confined),
+    Test::new(OURSELVES, "a_certificate_may_do_what_its_role_says", access::a_certificate_may_do_what_its_role_says),
+    Test::new(
+        OURSELVES,
+        "certificates_are_replaced_while_the_agent_runs",
+        access::certificates_are_replaced_while_the_agent_runs,
+    ),
+    Test::new(KERNEL, "check_finds_the_node_in_order", check_finds_the_node_in_order),
+    Test::new(KERNEL, "every_way_ends_as_the_matrix_says", evasion::every_way_ends_as_the_matrix_says),
+    Test::new(
+        KERNEL,
+        "every_privileged_way_ends_as_the_matrix_says",
+        evasion::every_privileged_way_ends_as_the_matrix_says,
+    ),
+    Test::new(KERNEL, "every_socket_ends_as_the_matrix_says", evasion::every_socket_ends_as_the_matrix_says),
+    Test::new(KERNEL, "ten_tools_give_ten_signals", evasion::ten_tools_give_ten_signals),
+    Test::new(KERNEL, "what_was_dropped_is_found_where_asked_for", evasion::what_was_dropped_is_found_where_asked_for),
+    Test::new(KERNEL, "what_looks_alike_stays_silent", evasion::what_looks_alike_stays_silent),
+    Test::new(KERNEL, "a_hostile_image_harms_only_itself", evasion::a_hostile_image_harms_only_itself),
+    Test::new(KERNEL, "an_argument_that_changes_deceives_nobody", evasion::an_argument_that_changes_deceives_nobody),
+    Test::new(KERNEL, "a_reverse_shell_tells_its_other_end", evasion::a_reverse_shell_tells_its_other_end),
+    Test::new(KERNEL, "a_signal_says_where_the_file_is", evasion::a_signal_says_where_the_file_is),
+    Test::new(KERNEL, "exceptions_hold_and_nothing_more", exceptions::exceptions_hold_and_nothing_more),
+    Test::new(
+        KERNEL,
         "an_excepted_argument_that_changes_deceives_nobody",
         exceptions::an_excepted_argument_that_changes_deceives_nobody,
     ),
-    ("the_kernel_decides_as_the_model_does", model::the_kernel_decides_as_the_model_does),
-    ("the_published_rule_is_told_exactly", upstream::the_published_rule_is_told_exactly),
-    ("patterns_block_and_repeats_end", upstream::patterns_block_and_repeats_end),
-    ("network_activity_is_joined", network::network_activity_is_joined),
-    ("network_activity_of_descendants_is_joined", network::descendants_are_watched),
-    ("network_activity_of_a_scan_is_bounded", network::a_scan_is_bounded),
-    ("network_activity_has_raw_sockets", network::raw_sockets_are_told),
-    ("a_loop_is_one_signal", repeats::a_loop_is_one_signal),
-    ("a_flood_is_counted", repeats::a_flood_is_counted),
-    ("a_restarted_agent_goes_on_counting", repeats::a_restarted_agent_goes_on_counting),
-    ("sessions_at_a_steady_pace_are_a_probe", probes::sessions_at_a_steady_pace_are_a_probe),
-    ("what_a_workload_did_before_is_not_new", probes::what_a_workload_did_before_is_not_new),
-    ("a_killed_agent_keeps_what_it_told", store::a_killed_agent_keeps_what_it_told),
-    ("what_does_not_fit_is_told", store::what_does_not_fit_is_told),
-    ("an_upgrade_to_other_programs_never_lets_go", upgrade::an_upgrade_to_other_programs_never_lets_go),
-    ("a_shim_of_another_version_fails_as_the_policy_says", upgrade::a_shim_of_another_version_fails_as_the_policy_says),
+    Test::new(KERNEL, "the_kernel_decides_as_the_model_does", model::the_kernel_decides_as_the_model_does),
+    Test::new(KERNEL, "the_published_rule_is_told_exactly", upstream::the_published_rule_is_told_exactly),
+    Test::new(KERNEL, "patterns_block_and_repeats_end", upstream::patterns_block_and_repeats_end),
+    Test::new(KERNEL, "network_activity_is_joined", network::network_activity_is_joined),
+    Test::new(KERNEL, "network_activity_of_descendants_is_joined", network::descendants_are_watched),
+    Test::new(KERNEL, "network_activity_of_a_scan_is_bounded", network::a_scan_is_bounded),
+    Test::new(KERNEL, "network_activity_has_raw_sockets", network::raw_sockets_are_told),
+    Test::new(KERNEL, "a_loop_is_one_signal", repeats::a_loop_is_one_signal),
+    Test::new(OURSELVES, "a_flood_is_counted", repeats::a_flood_is_counted),
+    Test::new(OURSELVES, "a_restarted_agent_goes_on_counting", repeats::a_restarted_agent_goes_on_counting),
+    Test::new(OURSELVES, "sessions_at_a_steady_pace_are_a_probe", probes::sessions_at_a_steady_pace_are_a_probe),
+    Test::new(OURSELVES, "what_a_workload_did_before_is_not_new", probes::what_a_workload_did_before_is_not_new),
+    Test::new(OURSELVES, "a_killed_agent_keeps_what_it_told", store::a_killed_agent_keeps_what_it_told),
+    Test::new(OURSELVES, "what_does_not_fit_is_told", store::what_does_not_fit_is_told),
+    Test::new(
+        OURSELVES,
+        "an_upgrade_to_other_programs_never_lets_go",
+        upgrade::an_upgrade_to_other_programs_never_lets_go,
+    ),
+    Test::new(
+        CONTAINERD,
+        "a_shim_of_another_version_fails_as_the_policy_says",
+        upgrade::a_shim_of_another_version_fails_as_the_policy_says,
+    ),
 ];
 
 fn check_finds_the_node_in_order(node: &Node) -> Result<()> {
@@ -448,7 +486,7 @@ fn check_finds_the_node_in_order(node: &Node) -> Result<()> {
 
 /// So that whoever adds a test sees what it costs everybody.
 fn tell_slowest(durations: &mut [(Duration, &str)]) {
-    const SHOWN: usize = 12;
+    const SHOWN: usize = 25;
     durations.sort_unstable_by(|a, b| b.cmp(a));
     let all: Duration = durations.iter().map(|(duration, _)| *duration).sum();
     println!("slowest of {:.0} s:", all.as_secs_f64());
@@ -464,6 +502,13 @@ fn main() -> ExitCode {
     let Some(setup) = Setup::from_env() else {
         println!("not run: scripts/test host and scripts/test vm set up what these tests need");
         return ExitCode::SUCCESS;
+    };
+    let deciders = match deciders(setup.decided_by.as_deref()) {
+        Ok(deciders) => deciders,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
     };
     if cgroup_v1::is_all_there_is() {
         return libtest_mimic::run(&arguments, cgroup_v1::trials(&setup)).exit_code();
@@ -483,12 +528,13 @@ fn main() -> ExitCode {
         .chain(tampering::tests(&node))
         .chain(independent_client::test(&setup))
         .chain(fleet::test(&setup))
-        .map(|(name, test)| {
+        .filter(|test| test.is_decided_by(&deciders))
+        .map(|Test { name, run, .. }| {
             let (node, durations) = (Arc::clone(&node), Arc::clone(&durations));
             let full_name = format!("{}::{name}", node.backend());
             Trial::test(full_name, move || {
                 let started = Instant::now();
-                let result = test(&node);
+                let result = run(&node);
                 durations.lock().unwrap_or_else(PoisonError::into_inner).push((started.elapsed(), name));
                 result.map_err(|error| Failed::from(format!("{error:#}")))
             })

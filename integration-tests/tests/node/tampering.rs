@@ -11,7 +11,10 @@ use portcullis_bpf::{
 use portcullis_integration_tests::{containerd::Container, eventually::eventually, node::Node};
 use portcullis_policy::policyset::Backend;
 
-use super::{Test, assert_stopped, stopped};
+use crate::{
+    assert_stopped, stopped,
+    test::{KERNEL, Test},
+};
 
 const LEAVING: &str = "leaving the cgroup";
 
@@ -19,9 +22,13 @@ const LEAVING: &str = "leaving the cgroup";
 /// virtual machines have both.
 pub fn tests(node: &Node) -> Vec<Test> {
     let can_tell = Pins::current(&node.paths().bpffs_root).node_link(CGROUP_ATTACH.0).exists();
-    let refused: Test = ("a_container_can_not_take_its_own_guard_away", a_container_can_not_take_its_own_guard_away);
-    let told: Test =
-        ("a_container_does_not_leave_its_cgroup_unnoticed", a_container_does_not_leave_its_cgroup_unnoticed);
+    let refused =
+        Test::new(KERNEL, "a_container_can_not_take_its_own_guard_away", a_container_can_not_take_its_own_guard_away);
+    let told = Test::new(
+        KERNEL,
+        "a_container_does_not_leave_its_cgroup_unnoticed",
+        a_container_does_not_leave_its_cgroup_unnoticed,
+    );
     let tests = [(node.backend() == Backend::Lsm, refused), (can_tell || node.setup().emulated, told)];
     tests.into_iter().filter(|(possible, _)| *possible).map(|(_, test)| test).collect()
 }
