@@ -137,7 +137,9 @@ impl Bed {
             let mut inner = bind(&inner_path).register_service(services);
             inner.start().await.expect("the inner shim");
             let client = Client::connect(&socket::address(&inner_path)).await.expect("the inner shim");
-            let warden = Warden::new(RunDir(root.join(RUN_DIR)), "default", "");
+            let run_dir = RunDir(root.join(RUN_DIR));
+            let starting = run_dir.starting();
+            let warden = Warden::new(run_dir, "default", "");
             let shims = Shims {
                 socket: path.clone(),
                 answer: Vec::new(),
@@ -146,7 +148,7 @@ impl Bed {
                 task_version: 2,
                 inner: None,
             };
-            let services = proxy::services(&client, warden, &shims).expect("services");
+            let services = proxy::services(&client, warden, starting, &shims).expect("services");
             let mut shim = bind(&path).register_service(services);
             shim.start().await.expect("the shim");
             let client = Client::connect(&socket::address(&path)).await.expect("the shim");

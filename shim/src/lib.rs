@@ -8,7 +8,7 @@
 //! | [`guard`] | choosing a container's policy, putting it under guard, learning its tools' contents, keeping its record |
 //! | [`inner`] | the inner shim as a program |
 //! | [`args`], [`bootstrap`], [`options`], [`task`] | what containerd and shims say to each other |
-//! | [`socket`], [`process`], [`state`] | what has to be found again when a shim has died |
+//! | [`socket`], [`process`], [`state`], [`starting`] | what has to be found again when a shim has died |
 //! | [`spec`], [`rundir`], [`log`] | what is read of the OCI spec, the agent's directory, the log FIFO |
 //!
 //! `docs/shim.md` tells the whole story.
@@ -28,6 +28,7 @@ mod proxy;
 mod rundir;
 mod socket;
 mod spec;
+mod starting;
 mod state;
 mod task;
 

@@ -1,6 +1,6 @@
 //! A process named so that a recycled pid is never mistaken for it.
 
-use std::{fs, os::fd::AsFd, process::Child};
+use std::{ffi::OsStr, fs, os::fd::AsFd, path::Path, process::Child};
 
 use anyhow::{Context, Result, bail};
 use rustix::{
@@ -30,6 +30,25 @@ fn start_time(stat: &str) -> Option<u64> {
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// The unix sockets of the network namespace, which shims share.
+const SOCKETS: &str = "/proc/net/unix";
+
+/// The number of the socket that listens at a path. A line's words are an address, a count of references, protocol, flags, type, state,
+/// number and path; connections that it has accepted have the same path.
+fn listening_socket(table: &str, path: &Path) -> Option<u64> {
+    const ACCEPTS: u32 = 0x0001_0000;
+    table.lines().find_map(|line| {
+        let mut words = [""; 7];
+        let mut bound = line;
+        for word in &mut words {
+            (*word, bound) = bound.trim_start().split_once(' ')?;
+        }
+        let flags = u32::from_str_radix(words[3], 16).ok()?;
+        let is_it = flags & ACCEPTS != 0 && Path::new(bound) == path;
+        is_it.then(|| words[6].parse().ok()).flatten()
+    })
+}
+
 impl Process {
     /// The process that has this pid now.
     pub fn of(pid: u32) -> Result<Self> {
@@ -37,6 +56,24 @@ impl Process {
         let stat = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
         let start_time = start_time(&stat).with_context(|| format!("{path} has no start time"))?;
         Ok(Self { pid, start_time })
+    }
+
+    /// The process that listens on a unix socket, whether it answers or not.
+    pub fn listening_on(socket: &Path) -> Result<Option<Self>> {
+        let table = fs::read(SOCKETS).with_context(|| format!("reading {SOCKETS}"))?;
+        let Some(number) = listening_socket(&String::from_utf8_lossy(&table), socket) else { return Ok(None) };
+        let descriptor = format!("socket:[{number}]");
+        for entry in fs::read_dir("/proc").context("reading /proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // It may be gone by now.
+            let Ok(mut descriptors) = fs::read_dir(entry.path().join("fd")).map(Iterator::flatten) else { continue };
+            if descriptors
+                .any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == OsStr::new(&descriptor)))
+            {
+                return Self::of(pid).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     /// Ends the process by SIGKILL and waits until it is gone. One that is gone already is no error.
@@ -87,6 +124,30 @@ mod tests {
         assert_eq!(start_time(&format!("7 (a) 1 (b c)) {}\n", fields.join(" "))), Some(22));
         assert_eq!(start_time("7 (a"), None);
         assert_eq!(start_time("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn only_the_socket_that_listens_counts() {
+        let table = "\
+Num       RefCount Protocol Flags    Type St Inode Path
+000000007c2332cd: 00000002 00000000 00000000 0001 02     0 /run/s/a b
+000000006162670a: 00000003 00000000 00000000 0001 03 10591 /run/s/a b
+00000000aaaaaaaa: 00000002 00000000 00010000 0001 01  9931 /run/s/a
+00000000bbbbbbbb: 00000002 00000000 00010000 0001 01 10590 /run/s/a b
+00000000cccccccc: 00000002 00000000 00000000 0002 01  8123
+";
+        assert_eq!(listening_socket(table, Path::new("/run/s/a b")), Some(10590));
+        assert_eq!(listening_socket(table, Path::new("/run/s/b")), None);
+    }
+
+    #[test]
+    fn who_listens_is_found_without_an_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        assert_eq!(Process::listening_on(&path).unwrap(), None);
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let _unanswered = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert_eq!(Process::listening_on(&path).unwrap(), Some(Process::of(id()).unwrap()));
     }
 
     #[test]

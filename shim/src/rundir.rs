@@ -9,8 +9,11 @@ use portcullis_policy::{
     record,
 };
 
+use crate::starting::Starting;
+
 const VARIABLE: &str = "PORTCULLIS_RUN_DIR";
 const DEFAULT: &str = "/run/portcullis";
+const STARTING: &str = "starting";
 
 /// The run directory.
 #[derive(Debug, Clone)]
@@ -25,6 +28,11 @@ impl RunDir {
     /// The directory of the containers' records.
     pub fn records(&self) -> PathBuf {
         self.0.join(record::DIR_NAME)
+    }
+
+    /// The pairs of shims that containerd does not know yet.
+    pub fn starting(&self) -> Starting {
+        Starting::new(self.0.join(STARTING))
     }
 
     /// The policy set in force.

@@ -70,7 +70,11 @@ pub fn remove_stale(path: &Path) -> Result<()> {
     if probe(path)? != State::Stale {
         return Ok(());
     }
-    fs::remove_file(path).with_context(|| format!("removing the stale socket {}", path.display()))
+    match fs::remove_file(path) {
+        // Somebody else was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.with_context(|| format!("removing the stale socket {}", path.display())),
+    }
 }
 
 /// Binds the socket; `None` when another process serves it.

@@ -102,11 +102,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         .with_context(doing)
 }
 
-fn save<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+/// Replaces a file by a value.
+pub fn save<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     replace(path, &serde_json::to_vec(value).with_context(|| format!("encoding {}", path.display()))?)
 }
 
-fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+/// The value in a file; `None` when there is no such file.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is not valid", path.display()))

@@ -100,6 +100,15 @@ pub struct Left {
 }
 
 impl Left {
+    pub fn is_a_bundle(&self) -> bool {
+        self.kind == "bundles"
+    }
+
+    /// Whether it is a shim, or where one listens.
+    pub fn is_of_shims(&self) -> bool {
+        ["shims", "sockets"].contains(&self.kind)
+    }
+
     /// Whether it is of this container, and nothing of Portcullis's in the kernel or its records.
     pub fn is_the_runtimes(&self, id: &str) -> bool {
         let mut words = self.name.split(|c: char| !(c.is_ascii_digit() || c == 'c' || c == '-'));

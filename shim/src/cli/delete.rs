@@ -11,9 +11,7 @@ use crate::{
     args::Flags,
     guard::Warden,
     inner::{self, Inner},
-    proxy,
     rundir::RunDir,
-    socket,
     state::Shims,
 };
 
@@ -27,7 +25,8 @@ pub fn delete(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
     let run_dir = RunDir::from_env();
     let shims = Shims::load(&bundle).unwrap_or_default();
 
-    let buried = shims.as_ref().map_or(Ok(()), bury);
+    let buried =
+        shims.as_ref().map_or(Ok(()), |shims| super::bury(shims).inspect(|()| run_dir.starting().forget(shims)));
     let program = match &shims {
         Some(shims) => Ok(Inner { program: shims.inner_program.clone() }),
         None => Inner::find(&run_dir.policy_set().map_or_else(|_| inner::DEFAULT.into(), |set| set.inner_shim)),
@@ -41,21 +40,4 @@ pub fn delete(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
         eprintln!("portcullis: deleting container {}: {error:#}", flags.id);
     }
     answer
-}
-
-/// Ends an inner shim that lost its outer one, and removes the sockets of both. As long as the outer one answers it
-/// has other containers, or is about to end by itself.
-fn bury(shims: &Shims) -> Result<()> {
-    if proxy::find(&shims.socket)?.is_some() {
-        return Ok(());
-    }
-    // Where the outer one's socket is absent, it removed it because the inner one had gone.
-    if socket::probe(&shims.socket)? == socket::State::Stale {
-        super::end_inner(shims)?;
-    }
-    if let Ok(path) = socket::path_of(&shims.inner_address) {
-        socket::remove_stale(path)?;
-    }
-    // Last, for it is what tells the next `delete` of the same pod that there is something to do.
-    socket::remove_stale(&shims.socket)
 }

@@ -11,17 +11,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ttrpc::asynchronous::Client;
 
 pub use self::{delete::delete, start::start};
 use crate::{
     bootstrap::Input,
     inner::{self, Inner},
+    process::Process,
     proxy,
     rundir::RunDir,
     socket,
     state::Shims,
-    task,
 };
 
 /// More than containerd ever sends.
@@ -41,14 +40,30 @@ fn input() -> Result<Vec<u8>> {
 fn end_inner(shims: &Shims) -> Result<()> {
     let process = match shims.inner {
         Some(process) => process,
-        // Ours died before it had asked. One that nobody can connect to has died as well.
-        None if socket::probe(socket::path_of(&shims.inner_address)?)? != socket::State::Live => return Ok(()),
-        None => proxy::event_loop()?.block_on(async {
-            let client = Client::connect(&shims.inner_address).await.context("connecting to the inner shim")?;
-            task::process(&client, shims.task_version).await
-        })?,
+        // Ours died before it had asked. It may have died as well, or wait for a reader of its log, who has gone, and answer nobody.
+        None => match Process::listening_on(socket::path_of(&shims.inner_address)?)? {
+            Some(process) => process,
+            None => return Ok(()),
+        },
     };
     process.kill().context("ending the inner shim")
+}
+
+/// Ends an inner shim that lost its outer one, and removes the sockets of both. As long as the outer one answers it
+/// has other containers, or is about to end by itself.
+fn bury(shims: &Shims) -> Result<()> {
+    if proxy::find(&shims.socket)?.is_some() {
+        return Ok(());
+    }
+    // Where the outer one's socket is absent, it removed it because the inner one had gone.
+    if socket::probe(&shims.socket)? == socket::State::Stale {
+        end_inner(shims)?;
+    }
+    if let Ok(path) = socket::path_of(&shims.inner_address) {
+        socket::remove_stale(path)?;
+    }
+    // Last, for it is what tells the next `delete` of the same pod that there is something to do.
+    socket::remove_stale(&shims.socket)
 }
 
 /// `-info`: what the runtime can do is what the inner shim's runtime can do. Asked when containerd starts, perhaps

@@ -17,9 +17,11 @@ use crate::{
     args::Flags,
     bootstrap::{Answer, Input},
     inner::{self, Inner},
+    log::{self, Level},
     proxy,
     rundir::RunDir,
     socket, spec,
+    starting::Starting,
     state::{self, Shims},
 };
 
@@ -39,7 +41,8 @@ fn start_in(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
     let input = Input::parse(&super::input()?, &flags.id, &flags.namespace)?;
     let address = input.containerd_address.as_deref().filter(|_| flags.address.is_empty()).unwrap_or(&flags.address);
     // Refused here, before anything exists that would have to be undone.
-    let set = RunDir::from_env().policy_set()?;
+    let run_dir = RunDir::from_env();
+    let set = run_dir.policy_set()?;
     let annotations = spec::annotations(&bundle)?;
     let socket = socket::path(
         input.socket_directory.as_deref().map(Path::new),
@@ -48,7 +51,15 @@ fn start_in(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
         spec::group(&annotations, &flags.id),
     );
     inner::prepare(&bundle)?;
-    let new = New { flags, containerd_address: address, arguments, input: &input.for_inner, bundle: &bundle };
+    let starting = run_dir.starting();
+    let new = New {
+        flags,
+        starting: &starting,
+        containerd_address: address,
+        arguments,
+        input: &input.for_inner,
+        bundle: &bundle,
+    };
     let shims = match bind_or_join(&socket)? {
         Side::Bound(listener) => new.start(&set.inner_shim, socket.clone(), listener).inspect_err(|_| {
             let _ = fs::remove_file(&socket);
@@ -58,6 +69,9 @@ fn start_in(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
             shims
         }
     };
+    if let Err(error) = starting.end_abandoned(super::bury) {
+        log::write(&bundle, Level::Warning, &flags.id, &format!("what a killed shim left behind stays: {error:#}"));
+    }
     state::replace(&bundle.join(ADDRESS), socket::address(&shims.socket).as_bytes())?;
     Ok(shims.answer)
 }
@@ -90,6 +104,7 @@ struct New<'a> {
     arguments: &'a [OsString],
     input: &'a [u8],
     bundle: &'a Path,
+    starting: &'a Starting,
 }
 
 impl New<'_> {
@@ -106,10 +121,15 @@ impl New<'_> {
             inner: None,
         };
         // The resident part comes up while the inner shim does, which takes longer: only it has the time to wait.
-        shims.save(self.bundle).and_then(|()| self.daemon(listener)).inspect_err(|_| {
-            // It serves nobody yet, and nobody else knows of it.
-            let _ = super::end_inner(&shims);
-        })?;
+        shims
+            .save(self.bundle)
+            .and_then(|()| self.starting.note(&shims))
+            .and_then(|()| self.daemon(listener))
+            .inspect_err(|_| {
+                // It serves nobody yet, and nobody else knows of it.
+                let _ = super::end_inner(&shims);
+                self.starting.forget(&shims);
+            })?;
         Ok(shims)
     }
 

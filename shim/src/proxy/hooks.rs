@@ -18,6 +18,7 @@ use crate::{
     inner,
     log::{self, Level},
     options::{self, Translation},
+    starting::Starting,
     state::Shims,
     task,
 };
@@ -39,6 +40,7 @@ pub struct Containers {
     inner: Client,
     warden: Warden,
     shims: Shims,
+    starting: Starting,
     standing: Mutex<HashMap<String, Standing>>,
 }
 
@@ -51,8 +53,8 @@ fn decode<M: Message>(request: &Request) -> Result<M, Response> {
 
 impl Containers {
     /// None so far.
-    pub fn new(inner: Client, warden: Warden, shims: Shims) -> Self {
-        Self { inner, warden, shims, standing: Mutex::default() }
+    pub fn new(inner: Client, warden: Warden, shims: Shims, starting: Starting) -> Self {
+        Self { inner, warden, shims, starting, standing: Mutex::default() }
     }
 
     fn standing(&self) -> MutexGuard<'_, HashMap<String, Standing>> {
@@ -112,6 +114,8 @@ impl Containers {
         if !start.exec_id.is_empty() {
             return self.forward(request).await;
         }
+        // Whoever knows that it was created will run `delete`, should we die.
+        self.starting.forget(&self.shims);
         let bundle = match self.standing().get(&start.id) {
             Some(Standing::Admitted(_)) => None,
             Some(Standing::Restoring(bundle)) => Some(bundle.clone()),

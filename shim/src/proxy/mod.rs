@@ -30,6 +30,7 @@ use crate::{
     log::{self, Level},
     rundir::RunDir,
     socket,
+    starting::Starting,
     state::Shims,
     task,
 };
@@ -46,10 +47,12 @@ pub fn run(flags: &Flags) -> Result<()> {
     yield_to_containerd();
 
     let bundle = env::current_dir().context("finding the bundle")?;
-    let warden = Warden::new(RunDir::from_env(), &flags.namespace, &flags.address);
+    let run_dir = RunDir::from_env();
+    let starting = run_dir.starting();
+    let warden = Warden::new(run_dir, &flags.namespace, &flags.address);
     // Should this fail while the inner shim lives, then the socket must stay behind: by it `delete` knows that there is
     // an inner shim to be ended. Nobody sees our exit status; the log is all there is.
-    event_loop()?.block_on(serve(listener, &bundle, warden)).inspect_err(|error| {
+    event_loop()?.block_on(serve(listener, &bundle, warden, starting)).inspect_err(|error| {
         log::write(&bundle, Level::Error, &flags.id, &format!("the shim ends: {error:#}"));
     })
 }
@@ -69,17 +72,17 @@ fn yield_to_containerd() {
     }
 }
 
-async fn serve(listener: UnixListener, bundle: &Path, warden: Warden) -> Result<()> {
+async fn serve(listener: UnixListener, bundle: &Path, warden: Warden, starting: Starting) -> Result<()> {
     let mut shims = Shims::load(bundle)?.context("the bundle was not prepared by start")?;
     let inner = Client::connect(&shims.inner_address).await.context("connecting to the inner shim")?;
     // The client does not tell when its connection closes; a second one that carries nothing does.
-    let lifeline =
-        UnixStream::connect(socket::path_of(&shims.inner_address)?).await.context("watching the inner shim")?;
+    let inner_socket = socket::path_of(&shims.inner_address)?;
+    let lifeline = UnixStream::connect(inner_socket).await.context("watching the inner shim")?;
     shims.inner = Some(task::process(&inner, shims.task_version).await?);
     shims.save(bundle)?;
 
     let listener = Listener::try_from(listener).context("listening")?;
-    let mut server = Server::new().add_listener(listener).register_service(services(&inner, warden, &shims)?);
+    let mut server = Server::new().add_listener(listener).register_service(services(&inner, warden, starting, &shims)?);
     server.start().await.context("serving")?;
     end_of(lifeline).await;
 
@@ -87,6 +90,9 @@ async fn serve(listener: UnixListener, bundle: &Path, warden: Warden) -> Result<
     // that finds the name must find somebody listening.
     let _ = fs::remove_file(&shims.socket);
     let _ = time::timeout(DRAIN, server.shutdown()).await;
+    // One that was killed has left its name; containerd may remove the bundle, which tells of it, before it runs `delete`. Last, for its
+    // connections may have closed before its listening socket.
+    let _ = socket::remove_stale(inner_socket);
     Ok(())
 }
 
@@ -97,8 +103,8 @@ async fn end_of(mut connection: UnixStream) {
 }
 
 /// What is served on the socket.
-pub fn services(inner: &Client, warden: Warden, shims: &Shims) -> Result<HashMap<String, Service>> {
-    let containers = Arc::new(Containers::new(inner.clone(), warden, shims.clone()));
+pub fn services(inner: &Client, warden: Warden, starting: Starting, shims: &Shims) -> Result<HashMap<String, Service>> {
+    let containers = Arc::new(Containers::new(inner.clone(), warden, shims.clone(), starting));
     let mut services = HashMap::new();
     for service in task::SERVICES {
         let methods =
