@@ -4,18 +4,13 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    task::{Context, Poll},
 };
 
 use portcullis_proto::FILE_DESCRIPTOR_SET;
 use prost::Message;
 use prost_types::{FileDescriptorSet, method_options::IdempotencyLevel};
-use tonic::{
-    Status,
-    body::Body,
-    codegen::{BoxFuture, http},
-};
-use tower::{Layer, Service};
+use tonic::{Status, codegen::http};
+use tower::{BoxError, filter::Predicate};
 
 use super::peer::{Audit, Client, Peer};
 use crate::{
@@ -137,38 +132,14 @@ impl Gate {
     }
 }
 
-impl<S> Layer<S> for Gate {
-    type Service = Gated<S>;
+/// Of tower's filters.
+impl<B> Predicate<http::Request<B>> for Gate {
+    type Request = http::Request<B>;
 
-    fn layer(&self, inner: S) -> Gated<S> {
-        Gated { inner, gate: self.clone() }
-    }
-}
-
-/// Services that only get the calls that may be made.
-#[derive(Clone)]
-pub struct Gated<S> {
-    inner: S,
-    gate: Gate,
-}
-
-impl<S, B> Service<http::Request<B>> for Gated<S>
-where
-    S: Service<http::Request<B>, Response = http::Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<S::Response, S::Error>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        match self.gate.refusal(request.uri().path(), request.extensions()) {
-            Some(refusal) => Box::pin(async move { Ok(refusal.into_http()) }),
-            None => Box::pin(self.inner.call(request)),
+    fn check(&mut self, request: http::Request<B>) -> Result<Self::Request, BoxError> {
+        match self.refusal(request.uri().path(), request.extensions()) {
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(request),
         }
     }
 }

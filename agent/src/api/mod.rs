@@ -44,6 +44,7 @@ use portcullis_proto::v1::{
 use tokio::{net::UnixListener, sync};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{service::Routes, transport::Server};
+use tower::filter::{AsyncFilterLayer, FilterLayer};
 
 use self::{
     access::{Calls, Gate},
@@ -163,8 +164,8 @@ pub async fn serve(
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(PING))
         .http2_keepalive_timeout(Some(PONG))
-        .layer(Rate::new(Arc::clone(&counters)))
-        .layer(Gate::new(Arc::clone(&calls), Arc::clone(&counters)))
+        .layer(AsyncFilterLayer::new(Rate::new(Arc::clone(&counters))))
+        .layer(FilterLayer::new(Gate::new(Arc::clone(&calls), Arc::clone(&counters))))
         .layer(Deadline::new(calls, counters))
         .add_routes(routes(sources, shutdown).await?)
         .serve_with_incoming_shutdown(local.merge(remote), async move {

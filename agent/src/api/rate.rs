@@ -5,18 +5,15 @@
 
 use std::{
     collections::HashMap,
-    mem,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use tonic::{
     Status,
-    body::Body,
     codegen::{BoxFuture, http},
 };
-use tower::{Layer, Service};
+use tower::{BoxError, filter::AsyncPredicate};
 
 use super::peer::{self, User};
 use crate::counters::Counters;
@@ -55,51 +52,23 @@ impl Rate {
     }
 }
 
-impl<S> Layer<S> for Rate {
-    type Service = Limited<S>;
+/// Of tower's filters.
+impl<B: Send + 'static> AsyncPredicate<http::Request<B>> for Rate {
+    type Future = BoxFuture<Self::Request, BoxError>;
+    type Request = http::Request<B>;
 
-    fn layer(&self, inner: S) -> Limited<S> {
-        Limited { inner, rate: self.clone() }
-    }
-}
-
-/// Services whose calls wait for their turn.
-#[derive(Clone)]
-pub struct Limited<S> {
-    inner: S,
-    rate: Rate,
-}
-
-impl<S, B> Service<http::Request<B>> for Limited<S>
-where
-    S: Service<http::Request<B>, Response = http::Response<Body>> + Clone + Send + 'static,
-    S::Future: Send,
-    B: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<S::Response, S::Error>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let user = peer::user(request.extensions());
-        let Some(wait) = self.rate.turn(user, Instant::now()) else {
-            self.rate.counters.requests_refused.increment();
+    fn check(&mut self, request: http::Request<B>) -> Self::Future {
+        let Some(wait) = self.turn(peer::user(request.extensions()), Instant::now()) else {
+            self.counters.requests_refused.increment();
             let refusal =
                 Status::resource_exhausted("this user makes too many calls: 50 a second, or 500 at once, are served");
-            return Box::pin(async { Ok(refusal.into_http()) });
+            return Box::pin(async { Err(refusal.into()) });
         };
-        // What is ready is this one, not its clone.
-        let next = self.inner.clone();
-        let mut inner = mem::replace(&mut self.inner, next);
         Box::pin(async move {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            inner.call(request).await
+            Ok(request)
         })
     }
 }
