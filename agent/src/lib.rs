@@ -121,6 +121,9 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let mut hangup = unix_signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let mut app = App::start(loaded).await?;
     notify::state("READY=1");
+    if let Err(error) = heap::leave_start() {
+        tracing::warn!(%error, "what was needed to start stays mapped: some megabytes more");
+    }
     let outcome = loop {
         tokio::select! {
             error = app.failed() => break Err(error),

@@ -8,7 +8,7 @@
 //! | [`fingerprint`] | what a file is by its content |
 //! | [`pins`] | where each object is pinned in bpffs |
 //! | [`guard`] | putting one container under guard, and releasing it: all that the shim needs |
-//! | `heap` | what of the heap goes back to the system |
+//! | `heap` | what of the memory goes back to the system |
 //! | `isolation` | cutting one container off from the network |
 //! | `loader` | loading and pinning: the agent's side |
 //! | `tables` | filling the tables of names and rules |
