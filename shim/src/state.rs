@@ -77,6 +77,25 @@ impl Attached {
     }
 }
 
+/// What the inner shim has answered when it deleted the container. Nothing of it is left then to be deleted once more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deleted(pub Vec<u8>);
+
+impl Deleted {
+    const FILE: &str = "deleted";
+
+    /// Notes it in a bundle, which containerd may be removing already.
+    pub fn note(&self, bundle: &Path) {
+        // Without it `delete` does again what was done.
+        let _ = fs::write(inner::directory(bundle).join(Self::FILE), &self.0);
+    }
+
+    /// What is noted in a bundle.
+    pub fn load(bundle: &Path) -> Option<Self> {
+        fs::read(inner::directory(bundle).join(Self::FILE)).ok().map(Self)
+    }
+}
+
 /// Replaces a file as a whole: a reader sees the old content or the new one.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let doing = || format!("writing {}", path.display());
@@ -137,6 +156,17 @@ mod tests {
         };
         shims.save(bundle.path()).unwrap();
         assert_eq!(Shims::load(bundle.path()).unwrap(), Some(shims));
+    }
+
+    #[test]
+    fn an_answer_is_found_again() {
+        let bundle = tempfile::tempdir().unwrap();
+        let answer = Deleted(vec![8, 7]);
+        answer.note(bundle.path());
+        assert_eq!(Deleted::load(bundle.path()), None, "there is no place for it");
+        inner::prepare(bundle.path()).unwrap();
+        answer.note(bundle.path());
+        assert_eq!(Deleted::load(bundle.path()), Some(answer));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
     guard::Warden,
     inner::{self, Inner},
     rundir::RunDir,
-    state::Shims,
+    state::{Deleted, Shims},
 };
 
 /// Runs the command and gives the answer to print. Every step is tried, whatever became of the others.
@@ -27,11 +27,10 @@ pub fn delete(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
 
     let buried =
         shims.as_ref().map_or(Ok(()), |shims| super::bury(shims).inspect(|()| run_dir.starting().forget(shims)));
-    let program = match &shims {
-        Some(shims) => Ok(Inner { program: shims.inner_program.clone() }),
-        None => Inner::find(&run_dir.policy_set().map_or_else(|_| inner::DEFAULT.into(), |set| set.inner_shim)),
+    let answer = match Deleted::load(&bundle) {
+        Some(Deleted(answer)) => Ok(answer),
+        None => inner(shims.as_ref(), &run_dir).and_then(|inner| inner.run(arguments, &bundle, &[])),
     };
-    let answer = program.and_then(|inner| inner.run(arguments, &bundle, &[]));
     let warden = Warden::new(run_dir, &flags.namespace, &flags.address);
     let released = warden.release_leftovers(&flags.id, &bundle);
 
@@ -40,4 +39,12 @@ pub fn delete(flags: &Flags, arguments: &[OsString]) -> Result<Vec<u8>> {
         eprintln!("portcullis: deleting container {}: {error:#}", flags.id);
     }
     answer
+}
+
+/// The one that has served the bundle, or would have.
+fn inner(shims: Option<&Shims>, run_dir: &RunDir) -> Result<Inner> {
+    match shims {
+        Some(shims) => Ok(Inner { program: shims.inner_program.clone() }),
+        None => Inner::find(&run_dir.policy_set().map_or_else(|_| inner::DEFAULT.into(), |set| set.inner_shim)),
+    }
 }

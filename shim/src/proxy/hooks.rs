@@ -19,7 +19,7 @@ use crate::{
     log::{self, Level},
     options::{self, Translation},
     starting::Starting,
-    state::Shims,
+    state::{Deleted, Shims},
     task,
 };
 
@@ -190,11 +190,12 @@ impl Containers {
             return response;
         }
         let standing = self.standing().remove(&delete.id);
-        if let Some(Standing::Admitted(admission)) = standing
-            && let Err(error) = self.warden.release(&delete.id, &admission)
-        {
-            // The container is gone, and containerd could do nothing about this.
-            log::write(admission.bundle(), Level::Error, &delete.id, &format!("{error:#}"));
+        if let Some(Standing::Admitted(admission)) = standing {
+            if let Err(error) = self.warden.release(&delete.id, &admission) {
+                // The container is gone, and containerd could do nothing about this.
+                log::write(admission.bundle(), Level::Error, &delete.id, &format!("{error:#}"));
+            }
+            Deleted(response.payload.clone()).note(admission.bundle());
         }
         response
     }
