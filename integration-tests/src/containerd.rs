@@ -365,7 +365,8 @@ impl<'a> Builder<'a> {
         self
     }
 
-    fn ctr_run(&self, options: &[&str], arguments: &[&str]) -> Command {
+    /// The command that starts it.
+    pub fn command(&self, options: &[&str], arguments: &[&str]) -> Command {
         let mut command = self.containerd.ctr();
         command.arg("run").args(options).args(&self.options).args(["--runtime", self.runtime]);
         for annotation in &self.annotations {
@@ -381,7 +382,7 @@ impl<'a> Builder<'a> {
 
     /// Runs a command as its first process and waits for its end.
     pub fn run(self, arguments: &[&str]) -> Result<Output> {
-        let output = run(&mut self.ctr_run(&[], arguments));
+        let output = run(&mut self.command(&[], arguments));
         // Whatever there is of it.
         run(self.containerd.ctr().args(["tasks", "delete", "--force", &self.id]))?;
         run(self.containerd.ctr().args(["containers", "delete", &self.id]))?;
@@ -395,7 +396,7 @@ impl<'a> Builder<'a> {
 
     /// Starts it with this as its first process.
     pub fn start_with(self, arguments: &[&str]) -> Result<Container<'a>> {
-        let started = run(&mut self.ctr_run(&["--detach", "--null-io"], arguments))
+        let started = run(&mut self.command(&["--detach", "--null-io"], arguments))
             .and_then(Output::success)
             .with_context(|| format!("starting container {}", self.id));
         // Also cleans up after a failed start.
@@ -423,10 +424,25 @@ pub struct Outcome {
 
 const MARK: &str = "@@portcullis-test ";
 
-impl Container<'_> {
+impl<'a> Container<'a> {
     /// Its id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Where it runs.
+    pub fn containerd(&self) -> &'a Containerd {
+        self.containerd
+    }
+
+    /// Its first process.
+    pub fn pid(&self) -> Result<u32> {
+        let tasks = run(self.containerd.ctr().args(["tasks", "list"]))?.success()?.stdout;
+        let task = |line: &str| {
+            let mut words = line.split_whitespace();
+            (words.next()? == self.id).then(|| words.next())?.map(str::to_owned)
+        };
+        Ok(tasks.lines().find_map(task).context("no task")?.parse()?)
     }
 
     /// Runs a program in it.

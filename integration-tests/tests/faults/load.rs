@@ -45,18 +45,12 @@ fn pids_max(pid: u32) -> Result<PathBuf> {
     Ok(Path::new(root).join(path.trim_start_matches('/')).join("pids.max"))
 }
 
-fn first_process(bed: &Bed, id: &str) -> Result<u32> {
-    let tasks = run(bed.node.containerd().ctr().args(["tasks", "list"]))?.success()?;
-    let line = tasks.stdout.lines().find(|line| line.split_whitespace().next() == Some(id)).context("no task")?;
-    Ok(line.split_whitespace().nth(1).context("no pid")?.parse()?)
-}
-
 pub fn fork_bombs_of_nc(bed: &Bed) -> Result<Vec<Row>> {
     let rounds = bed.scaled(BOMBS);
     let (mut begun, mut told, mut lost) = (0, 0, 0);
     for _ in 0..rounds {
         let container = bed.start("flood", &["0".to_owned()])?;
-        let limit = pids_max(first_process(bed, container.id())?)?;
+        let limit = pids_max(container.pid()?)?;
         fs::write(&limit, BOMB_PROCESSES.to_string()).with_context(|| format!("writing {}", limit.display()))?;
         let name = format!("{}-bomb", container.id());
         let command = program::command(&name, "bomb", &[BOMB_SECONDS.to_string()]);

@@ -1,25 +1,18 @@
-//! For `scripts/bench store`: fills the database of an agent that does not run with signals as real ones are, and measures
-//! lists of an agent that does.
-//!
-//! `store_bench fill DATABASE SIGNALS`, `store_bench measure SOCKET TIMES`
+//! Millions of signals as real ones are, for the database of an agent that does not run; and what operators ask for.
 
 use std::{
-    env,
-    path::PathBuf,
-    time::{Duration, Instant, SystemTime},
+    path::Path,
+    time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, bail};
-use hyper_util::rt::TokioIo;
+use anyhow::{Context, Result};
 use portcullis_proto::v1::{
-    Ancestor, Backend, Container, Identification, ListSignalsRequest, Mode, Novelty, Origin, Pod, Process, Severity,
-    Signal, SignalFilter, Tool, Verdict, signal_service_client::SignalServiceClient,
+    Ancestor, Backend, Container, Identification, Mode, Novelty, Origin, Pod, Process, Severity, Signal, SignalFilter,
+    Tool, Verdict,
 };
 use prost::Message;
 use prost_types::Timestamp;
 use rusqlite::{Connection, params};
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The stored signals are spread over so long.
@@ -36,7 +29,6 @@ const TOOLS: [(&str, &str, Severity); 8] = [
     ("reverse_shell", "behaviour", Severity::Critical),
 ];
 const CONTAINERS: u64 = 300;
-const PAGE: u32 = 100;
 
 /// SplitMix64: the same signals each time.
 struct Random(u64);
@@ -67,7 +59,7 @@ fn strings(words: &[&str]) -> Vec<String> {
 }
 
 /// A tool that a script of a web application's starts.
-fn signal(random: &mut Random, time: Timestamp) -> anyhow::Result<Signal> {
+fn signal(random: &mut Random, time: Timestamp) -> Result<Signal> {
     let tool = usize::try_from(random.skewed(TOOLS.len() as u64))?;
     let (tool, category, severity) = TOOLS.get(tool).context("a tool")?;
     let number = random.skewed(CONTAINERS);
@@ -164,13 +156,13 @@ fn signal(random: &mut Random, time: Timestamp) -> anyhow::Result<Signal> {
     })
 }
 
-fn fill(database: &str, signals: u64) -> anyhow::Result<()> {
+/// Adds so many signals to a database of which the agent has made the tables.
+pub fn fill(database: &Path, signals: u64) -> Result<()> {
     let mut connection = Connection::open(database).context("opening the database")?;
     connection.pragma_update(None, "synchronous", "OFF")?;
     connection.pragma_update(None, "cache_size", -500_000)?;
     let mut random = Random(1);
     let begin = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.saturating_sub(SPAN);
-    let mut bytes = 0;
     let transaction = connection.transaction()?;
     for number in 0..signals {
         let later = SPAN.as_nanos() * u128::from(number) / u128::from(signals);
@@ -181,7 +173,6 @@ fn fill(database: &str, signals: u64) -> anyhow::Result<()> {
         let container = signal.container.clone().unwrap_or_default();
         let pod = container.pod.unwrap_or_default();
         let body = signal.encode_to_vec();
-        bytes += body.len() as u64;
         // As long as the agent's, and as scattered.
         let mut origin = vec![b'e'];
         origin.extend(container.cgroup_id.to_be_bytes());
@@ -218,17 +209,16 @@ fn fill(database: &str, signals: u64) -> anyhow::Result<()> {
         }
     }
     transaction.commit()?;
-    println!("  {signals} signals of {} bytes on average", bytes.checked_div(signals).unwrap_or(0));
     Ok(())
 }
 
-fn ago(time: Duration) -> anyhow::Result<Option<Timestamp>> {
+fn ago(time: Duration) -> Result<Option<Timestamp>> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.saturating_sub(time);
     Ok(Some(Timestamp { seconds: i64::try_from(since.as_secs())?, nanos: 0 }))
 }
 
 /// What operators ask for.
-fn filters() -> anyhow::Result<Vec<(&'static str, SignalFilter)>> {
+pub fn filters() -> Result<Vec<(&'static str, SignalFilter)>> {
     let all = SignalFilter::default;
     Ok(vec![
         ("none", all()),
@@ -261,50 +251,4 @@ fn filters() -> anyhow::Result<Vec<(&'static str, SignalFilter)>> {
         ("first time", SignalFilter { first_time_only: true, ..all() }),
         ("nothing found", SignalFilter { tool: "none".into(), ..all() }),
     ])
-}
-
-/// Of sorted times, in milliseconds.
-fn quantile(sorted: &[Duration], percent: usize) -> f64 {
-    let place = sorted.len().saturating_sub(1) * percent / 100;
-    sorted.get(place).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
-}
-
-async fn connect(socket: PathBuf) -> anyhow::Result<SignalServiceClient<Channel>> {
-    let connector = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
-    Ok(SignalServiceClient::new(channel))
-}
-
-async fn measure(socket: PathBuf, times: usize) -> anyhow::Result<()> {
-    let mut client = connect(socket).await.context("connecting to the agent")?;
-    println!("  {:<30} {:>7} {:>11} {:>11}", "filter", "found", "median", "95 %");
-    for (name, filter) in filters()? {
-        let (mut took, mut found) = (Vec::new(), 0);
-        for _ in 0..times {
-            let request =
-                ListSignalsRequest { filter: Some(filter.clone()), page_size: PAGE, ..ListSignalsRequest::default() };
-            let begun = Instant::now();
-            let response = client.list_signals(request).await.with_context(|| format!("listing by {name}"))?;
-            took.push(begun.elapsed());
-            found = response.into_inner().signals.len();
-        }
-        took.sort_unstable();
-        let (median, tail) = (quantile(&took, 50), quantile(&took, 95));
-        println!("  {name:<30} {found:>7} {median:>8.2} ms {tail:>8.2} ms");
-    }
-    Ok(())
-}
-
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments.as_slice() {
-        ["fill", database, signals] => fill(database, signals.parse()?),
-        ["measure", socket, times] => measure(PathBuf::from(*socket), times.parse()?).await,
-        _ => bail!("usage: store_bench fill DATABASE SIGNALS | store_bench measure SOCKET TIMES"),
-    }
 }
