@@ -14,6 +14,8 @@ use prost::Message;
 use prost_types::Timestamp;
 use rusqlite::{Connection, params};
 
+use crate::interrupt;
+
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The stored signals are spread over so long.
 const SPAN: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -29,6 +31,8 @@ const TOOLS: [(&str, &str, Severity); 8] = [
     ("reverse_shell", "behaviour", Severity::Critical),
 ];
 const CONTAINERS: u64 = 300;
+/// It may be interrupted after so many.
+const CHECKED: u64 = 10_000;
 
 /// SplitMix64: the same signals each time.
 struct Random(u64);
@@ -159,12 +163,17 @@ fn signal(random: &mut Random, time: Timestamp) -> Result<Signal> {
 /// Adds so many signals to a database of which the agent has made the tables.
 pub fn fill(database: &Path, signals: u64) -> Result<()> {
     let mut connection = Connection::open(database).context("opening the database")?;
+    // Without a log, which would be as large as the database.
+    connection.pragma_update_and_check(None, "journal_mode", "OFF", |row| row.get::<_, String>(0))?;
     connection.pragma_update(None, "synchronous", "OFF")?;
     connection.pragma_update(None, "cache_size", -500_000)?;
     let mut random = Random(1);
     let begin = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.saturating_sub(SPAN);
     let transaction = connection.transaction()?;
     for number in 0..signals {
+        if number % CHECKED == 0 {
+            interrupt::check()?;
+        }
         let later = SPAN.as_nanos() * u128::from(number) / u128::from(signals);
         let since = begin + Duration::from_nanos(u64::try_from(later)?);
         let time = Timestamp { seconds: i64::try_from(since.as_secs())?, nanos: i32::try_from(since.subsec_nanos())? };

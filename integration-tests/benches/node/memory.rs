@@ -8,6 +8,7 @@ use portcullis_integration_tests::{containerd::Container, node::Node};
 use crate::{
     Bed,
     figure::{Figure, MB, Notebook, Samples},
+    interrupt,
     kernel::pss,
 };
 
@@ -27,6 +28,7 @@ pub fn memory(bed: &Bed, book: &Notebook) -> Result<()> {
     let mut containers = Vec::new();
     for count in COUNTS.into_iter().filter(|count| *count <= most) {
         while containers.len() < count {
+            interrupt::check()?;
             containers.push(bed.node.container().start()?);
         }
         sleep(SETTLE);

@@ -12,6 +12,7 @@ use crate::{
     exec::with_and_without,
     figure::{Figure, Goal, MB, MS, Notebook, Plot, RATIO, Samples, by_turns, ratios},
     guarding::{Cgroups, Switch},
+    interrupt,
     kernel::{locked, memory_in_use},
     start::run_one,
     worker::Worker,
@@ -195,6 +196,7 @@ fn starts(bed: &Bed, book: &Notebook) -> Result<()> {
     let mut growth = Vec::new();
     for count in CONTAINERS.into_iter().filter(|count| *count <= most) {
         while containers.len() < count {
+            interrupt::check()?;
             containers.push(bed.node.container().start()?);
         }
         let [ours, stock] = by_turns::<2>(bed.rounds(20, 5, 5, 5), |which| run_one(bed, which))?;
