@@ -9,7 +9,7 @@ use portcullis_bpf::{
     Backend,
     abi::{Container, ContainerStats, container_flags},
     cgroup::Cgroup,
-    guard::{Guard, GuardError, Move, Placement},
+    guard::{Guard, GuardError, Hooks, Move, Placement},
     isolation::{self, Isolation, IsolationError},
     loader::{self, LoadError},
     pins::Pins,
@@ -25,6 +25,7 @@ pub struct Kernel {
     pins: Pins,
     tables: Mutex<Tables>,
     guard: Mutex<Guard>,
+    _hooks: Option<Hooks>,
     isolation: Mutex<Result<Isolation, Arc<IsolationError>>>,
 }
 
@@ -38,7 +39,13 @@ impl Kernel {
             tracing::warn!(error = format!("{error:#}"), "containers can't be cut off from the network");
         }
         let guard = Mutex::new(Guard::open(pins.clone())?);
-        Ok(Self { pins: pins.clone(), tables, guard, isolation: Mutex::new(isolation) })
+        Ok(Self {
+            pins: pins.clone(),
+            tables,
+            guard,
+            _hooks: hold_hooks(pins, backend),
+            isolation: Mutex::new(isolation),
+        })
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -55,6 +62,20 @@ impl Kernel {
     fn guard(&self) -> MutexGuard<'_, Guard> {
         self.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// By the agent's own cgroup, which a service has for itself. Without it a node's only container starts later, and nothing else is different.
+fn hold_hooks(pins: &Pins, backend: Backend) -> Option<Hooks> {
+    if backend != Backend::Lsm {
+        return None;
+    }
+    let held = Cgroup::own()
+        .map_err(anyhow::Error::from)
+        .and_then(|own| own.map(|own| Hooks::hold(pins, &own)).transpose().map_err(Into::into));
+    held.unwrap_or_else(|error| {
+        tracing::info!(error = format!("{error:#}"), "the node's first container will start a second later");
+        None
+    })
 }
 
 impl PolicyTables for Kernel {

@@ -159,6 +159,16 @@ impl Cgroup {
         Self::open(path)
     }
 
+    /// The caller's own cgroup, unless it has others below it, as the hierarchy's root has: programs run for those as well.
+    pub fn own() -> Result<Option<Self>, CgroupError> {
+        let text = read("/proc/self/cgroup")?;
+        let relative = group(&text).unwrap_or_default().trim_start_matches('/');
+        let own = Self::open(hierarchy()?.join(relative))?;
+        let below = fs::read_dir(&own.path).into_iter().flatten().flatten();
+        let is_leaf = !below.into_iter().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        Ok((is_leaf && !relative.is_empty()).then_some(own))
+    }
+
     /// The cgroup at this path.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, CgroupError> {
         let path = path.into();
@@ -211,6 +221,12 @@ mod tests {
         }
         assert!(!holds(u64::MAX, pid).unwrap());
         assert!(matches!(holds(root, u32::MAX), Err(CgroupError::Procfs { .. })));
+    }
+
+    #[test]
+    fn its_own_cgroup_is_the_one_that_holds_it() {
+        let own = Cgroup::own().unwrap();
+        assert!(own.is_none_or(|own| holds(own.id, std::process::id()).unwrap() && own.path != hierarchy().unwrap()));
     }
 
     #[test]

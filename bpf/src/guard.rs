@@ -212,10 +212,7 @@ impl Guard {
         let directory = self.pins.container_links(cgroup.id);
         fs::create_dir(&directory).map_err(|source| GuardError::Bpffs { path: directory.clone(), source })?;
         for (name, _) in LSM_PROGRAMS {
-            let attach = |source| GuardError::Attach { name, cgroup: cgroup.path.clone(), source };
-            let mut program = LsmCgroup::from_pin(self.pins.program(name)).map_err(attach)?;
-            let id = program.attach(&cgroup.directory).map_err(attach)?;
-            let link: FdLink = program.take_link(id).map_err(attach)?.into();
+            let link = attach_program(&self.pins, name, cgroup)?;
             link.pin(directory.join(name)).map_err(|source| GuardError::Pin { name, source })?;
         }
         Ok(())
@@ -258,6 +255,29 @@ impl Guard {
         let stats = self.stats(cgroup_id);
         remove(&mut self.stats, "container_stats", &cgroup_id)?;
         Ok(stats)
+    }
+}
+
+fn attach_program(pins: &Pins, name: &'static str, cgroup: &Cgroup) -> Result<FdLink, GuardError> {
+    let attach = |source| GuardError::Attach { name, cgroup: cgroup.path.clone(), source };
+    let mut program = LsmCgroup::from_pin(pins.program(name)).map_err(attach)?;
+    let id = program.attach(&cgroup.directory).map_err(attach)?;
+    Ok(program.take_link(id).map_err(attach)?.into())
+}
+
+/// The kernel's own attachment to the hooks of backend `lsm`. It comes with the first cgroup of the node that has programs there and goes
+/// with the last, and for each hook the kernel waits for all CPUs: a second in all, in which a container does not start.
+/// As long as this lives, no container is the first or the last.
+#[derive(Debug)]
+pub struct Hooks {
+    _links: Vec<FdLink>,
+}
+
+impl Hooks {
+    /// Holds them by a cgroup that is no container's: for what is executed there the programs do nothing.
+    pub fn hold(pins: &Pins, cgroup: &Cgroup) -> Result<Self, GuardError> {
+        let links = LSM_PROGRAMS.iter().map(|(name, _)| attach_program(pins, name, cgroup));
+        Ok(Self { _links: links.collect::<Result<_, _>>()? })
     }
 }
 
