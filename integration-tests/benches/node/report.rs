@@ -68,7 +68,20 @@ fn run_at(directory: &Path, place: &str) -> Result<Option<Run>> {
     while let Some(run) = read(&directory.join(format!("{place}-{}.json", boots.len() + 1)))? {
         boots.push(run);
     }
-    if boots.is_empty() { read(&directory.join(format!("{place}.json"))) } else { Ok(Some(of_boots(boots))) }
+    let run = if boots.is_empty() { read(&directory.join(format!("{place}.json")))? } else { Some(of_boots(boots)) };
+    Ok(run.map(by_section))
+}
+
+/// A section may have measured for another one.
+fn by_section(mut run: Run) -> Run {
+    let mut sections: Vec<String> = Vec::new();
+    for figure in &run.figures {
+        if !sections.contains(&figure.section) {
+            sections.push(figure.section.clone());
+        }
+    }
+    run.figures.sort_by_key(|figure| sections.iter().position(|section| *section == figure.section));
+    run
 }
 
 /// The median of several boots, between the least and the most.
