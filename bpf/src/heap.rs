@@ -93,10 +93,13 @@ mod tests {
 
     #[test]
     fn code_leaves() {
-        let before = resident();
-        leave_start().unwrap();
-        let after = resident();
-        assert!(after < before, "{before} kB, then {after} kB");
+        let leaves = || {
+            let before = resident();
+            leave_start().unwrap();
+            resident() < before
+        };
+        // Other tests run meanwhile, and need their code.
+        assert!((0..100).any(|_| leaves()));
     }
 
     #[test]
