@@ -106,7 +106,7 @@ impl Step {
 }
 
 /// What containerd and runc may lose sight of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Excuse {
     None,
     /// A shim was killed: the bundle, of which containerd removes what it can.
@@ -450,14 +450,14 @@ pub fn killed_at_any_time(bed: &Bed) -> Result<Vec<Row>> {
         format!(
             "{} of {} ({})",
             left.len(),
-            lives.iter().filter(|lived| lived.excuse != Excuse::None).count(),
+            lives.iter().filter(|lived| lived.excuse > Excuse::Bundle).count(),
             tell_left(left)
         )
     });
     let mut rows: Vec<_> = VICTIMS.into_iter().map(|victim| row(victim, &all)).collect();
     rows.push(Row {
-        fault: "of these: containerd or a shim, or while a container is started",
-        rounds: all.iter().filter(|lived| lived.excuse != Excuse::None).count() as u64,
+        fault: "of these: containerd, or while a container is started",
+        rounds: all.iter().filter(|lived| lived.excuse > Excuse::Bundle).count() as u64,
         held: "guard and records are gone; of the rest, containerd and runc may leave something, with the stock shim alone as well",
         figures: format!("something is left of {}; with the stock shim alone of {}", told[0], told[1]),
     });
