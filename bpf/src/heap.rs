@@ -40,30 +40,31 @@ pub fn leave_start() -> io::Result<()> {
     Ok(())
 }
 
-/// The addresses where this program's file is mapped and has not been changed; relocations are changes. From `/proc/self/smaps`.
+/// The addresses where this program's file is mapped and has not been changed; relocations are changes. From `/proc/self/smaps`, where
+/// each mapping's own line is followed by what is in memory of it.
 fn as_in_the_file(smaps: &str, program: &Path) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut current = None;
     for line in smaps.lines() {
-        if let Some(mapping) = mapping(line) {
-            current = mapping.filter(|(_, path)| Path::new(path) == program).map(|(range, _)| range);
-        } else if line.split_whitespace().eq(["Anonymous:", "0", "kB"]) {
-            found.extend(current.take());
+        if let Some(range) = addresses(line) {
+            current = is_constant(line, program).then_some(range);
+        } else if let Some(changed) = line.strip_prefix("Anonymous:") {
+            found.extend(current.take().filter(|_| changed.trim() == "0 kB"));
         }
     }
     found
 }
 
-/// The first line of a mapping: `Some(None)` for one that is shared, can be written, or has no file.
-#[allow(clippy::option_option)]
-fn mapping(line: &str) -> Option<Option<(Range<usize>, &str)>> {
-    let (addresses, rest) = line.split_once(' ')?;
-    let (start, end) = addresses.split_once('-')?;
-    let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
-    let mut words = rest.splitn(5, ' ');
-    let unchanging = words.next().is_some_and(|permissions| matches!(permissions, "r--p" | "r-xp"));
-    let path = words.nth(3)?.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
-    Some((unchanging && path.starts_with('/')).then_some((range, path)))
+/// Of a mapping's own line.
+fn addresses(line: &str) -> Option<Range<usize>> {
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+}
+
+/// Whether a mapping is private, of this file, and can't be written to.
+fn is_constant(line: &str, program: &Path) -> bool {
+    let path = line.find('/').and_then(|start| line.get(start..));
+    matches!(line.split(' ').nth(1), Some("r--p" | "r-xp")) && path.is_some_and(|path| Path::new(path) == program)
 }
 
 #[cfg(test)]
@@ -82,8 +83,8 @@ mod tests {
         let mut is_its = false;
         let mut sum = 0;
         for line in smaps.lines() {
-            if let Some(mapping) = mapping(line) {
-                is_its = mapping.is_some_and(|(_, path)| Path::new(path) == program);
+            if addresses(line).is_some() {
+                is_its = is_constant(line, &program);
             } else if let Some(rss) = line.strip_prefix("Rss:").filter(|_| is_its) {
                 sum += rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
             }

@@ -87,7 +87,7 @@ impl Deleted {
     /// Notes it in a bundle, which containerd may be removing already.
     pub fn note(&self, bundle: &Path) {
         // Without it `delete` does again what was done.
-        let _ = fs::write(inner::directory(bundle).join(Self::FILE), &self.0);
+        let _ = replace(&inner::directory(bundle).join(Self::FILE), &self.0);
     }
 
     /// What is noted in a bundle.
