@@ -149,7 +149,7 @@ impl Guard {
         });
         if done.is_err() {
             // The first error is the one to report.
-            let _ = self.release(cgroup.id);
+            let _ = self.detach(cgroup.id).and_then(|_| self.forget(cgroup.id));
         }
         done
     }
@@ -233,9 +233,9 @@ impl Guard {
         self.containers.keys().filter_map(Result::ok).collect()
     }
 
-    /// Takes a container's guard away: links, then table entries. What is not there is no error. Returns what the kernel has
-    /// counted, if it was there.
-    pub fn release(&mut self, cgroup_id: u64) -> Result<Option<ContainerStats>, GuardError> {
+    /// Takes a container's guard away: links, then the table entry. What is not there is no error. Returns what the kernel has
+    /// counted, if anything was there: it stays until [`Self::forget`], for whoever asks again because the first was killed.
+    pub fn detach(&mut self, cgroup_id: u64) -> Result<Option<ContainerStats>, GuardError> {
         let directory = self.pins.container_links(cgroup_id);
         match fs::read_dir(&directory) {
             Ok(entries) => {
@@ -252,9 +252,12 @@ impl Guard {
         }
         remove(&mut self.containers, "containers", &cgroup_id)?;
         // Nothing is counted any more.
-        let stats = self.stats(cgroup_id);
-        remove(&mut self.stats, "container_stats", &cgroup_id)?;
-        Ok(stats)
+        Ok(self.stats(cgroup_id))
+    }
+
+    /// Gives up what the kernel has counted for a container that is detached. To be done once it is written down elsewhere.
+    pub fn forget(&mut self, cgroup_id: u64) -> Result<(), GuardError> {
+        remove(&mut self.stats, "container_stats", &cgroup_id)
     }
 }
 

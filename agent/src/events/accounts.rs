@@ -186,6 +186,11 @@ impl Accounts {
         }
     }
 
+    /// Whether all that is lost of a container was told.
+    pub fn is_told(&self, cgroup_id: u64) -> bool {
+        self.open.get(&cgroup_id).is_none_or(|account| account.lost() == account.told)
+    }
+
     /// After [`Self::finish`], and the last of what it has led to.
     pub fn forget(&mut self, cgroup_id: u64) {
         if self.open.remove(&cgroup_id).is_some() {

@@ -72,7 +72,6 @@ use crate::{
     signal,
     store::{
         Store,
-        accounts::Dropped,
         entry::{Origin, Process},
     },
     tools::Tools,
@@ -133,6 +132,13 @@ pub struct Outlet<'a> {
     pub store: &'a Store,
 }
 
+/// Containers of which the last is on its way to the store.
+struct Ending {
+    /// The store is asked to settle behind it.
+    settle: u64,
+    containers: Vec<RecordName>,
+}
+
 /// The thread's state.
 pub struct EventLoop {
     rings: Rings,
@@ -150,8 +156,10 @@ pub struct EventLoop {
     suppressed: Suppressed,
     activity: activity::Pending,
     accounts: Accounts,
-    /// What the store did not take.
-    dropped: Dropped,
+    ending: Option<Ending>,
+    /// How often the store was asked to settle.
+    settles: u64,
+    store: Store,
     looked: Instant,
     updated: Instant,
     /// The counter of repeats that came too late for their signal, as it was when last looked at.
@@ -204,7 +212,9 @@ impl EventLoop {
             suppressed: Suppressed::default(),
             activity: activity::Pending::default(),
             accounts,
-            dropped: store.dropped().clone(),
+            ending: None,
+            settles: 0,
+            store: store.clone(),
             looked: Instant::now(),
             updated: Instant::now(),
             repeats_lost: 0,
@@ -237,14 +247,10 @@ impl EventLoop {
             if next_sweep <= Instant::now() {
                 next_sweep = Instant::now() + SWEEP_INTERVAL;
                 self.tracker.scan().map_err(EventsError::Records)?;
-                let swept = self.sweep.run(&mut self.tracker, &self.containers, drained);
-                for pins in swept.removed {
+                for pins in self.sweep.run(&mut self.tracker, &self.containers, drained) {
                     self.rings.close(&pins);
                 }
-                for (cgroup_id, counts) in swept.orphans {
-                    self.accounts.finish(cgroup_id, counts);
-                }
-                self.accounts.drop(self.dropped.take());
+                self.accounts.drop(self.store.dropped().take());
                 let stats = self.look();
                 self.accounts.prune(&stats, &self.containers);
                 self.enforcement.settle();
@@ -270,26 +276,44 @@ impl EventLoop {
         stats
     }
 
-    /// Forgets containers that have ended, once all is told of them.
+    /// Forgets containers that have ended, once all of them is told and on disk: should this agent be killed before, the next one
+    /// finds what the kernel has counted, in its table or in the record.
     fn collect(&mut self, reading_began: Instant) -> Result<(), EventsError> {
+        if let Some(ending) = self.ending.take_if(|ending| ending.settle <= self.store.settled()) {
+            self.accounts.drop(self.store.dropped().take());
+            for name in ending.containers {
+                self.forget(&name);
+            }
+        }
+        if self.ending.is_some() {
+            return Ok(());
+        }
         let collected = self.tracker.collectable(reading_began);
         if collected.is_empty() {
             return Ok(());
         }
-        let cgroup = |name: &RecordName| if let RecordName::Cgroup(id) = name { Some(*id) } else { None };
         for (name, counts) in &collected {
-            if let Some(cgroup_id) = cgroup(name) {
-                self.accounts.finish(cgroup_id, *counts);
+            if let RecordName::Cgroup(cgroup_id) = name {
+                self.accounts.finish(*cgroup_id, *counts);
             }
         }
         self.send_updates()?;
-        for (name, _) in &collected {
-            if let Some(cgroup_id) = cgroup(name) {
-                self.accounts.forget(cgroup_id);
-            }
-            self.tracker.remove(name);
-        }
+        self.settles += 1;
+        self.send(Item::Settle(self.settles))?;
+        let containers = collected.into_iter().map(|(name, _)| name).collect();
+        self.ending = Some(Ending { settle: self.settles, containers });
         Ok(())
+    }
+
+    /// What could not be told, or not be forgotten by the kernel, is collected again.
+    fn forget(&mut self, name: &RecordName) {
+        if let RecordName::Cgroup(cgroup_id) = name {
+            if !(self.accounts.is_told(*cgroup_id) && self.sweep.forget(*cgroup_id)) {
+                return;
+            }
+            self.accounts.forget(*cgroup_id);
+        }
+        self.tracker.remove(name);
     }
 
     fn timeout(&self, next_sweep: Instant) -> Duration {
@@ -330,7 +354,7 @@ impl EventLoop {
             self.send(item)?;
         }
         self.send_activity()?;
-        self.accounts.drop(self.dropped.take());
+        self.accounts.drop(self.store.dropped().take());
         let (items, lost) = self.accounts.items(&self.containers, BootOffset::now(), boot_ns());
         if lost > 0 {
             if self.counters.events_untold.get() == 0 {

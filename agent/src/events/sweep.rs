@@ -9,7 +9,12 @@ use std::{
     sync::Arc,
 };
 
-use portcullis_bpf::{abi::ContainerStats, cgroup, guard::Guard, pins::Pins};
+use portcullis_bpf::{
+    abi::ContainerStats,
+    cgroup,
+    guard::{Guard, GuardError},
+    pins::Pins,
+};
 use portcullis_policy::{
     policyset,
     record::{ContainerRecord, Counts},
@@ -37,14 +42,6 @@ pub struct Sweep {
     orphans_before: HashSet<u64>,
 }
 
-/// What became of a sweep.
-pub struct Swept {
-    /// Guards without record and cgroup that were removed, with what the kernel had counted.
-    pub orphans: Vec<(u64, Option<Counts>)>,
-    /// Other versions that were removed.
-    pub removed: Vec<Pins>,
-}
-
 /// What is there of another version.
 struct Other {
     guard: Guard,
@@ -70,12 +67,20 @@ impl Sweep {
         self.guards().flat_map(Guard::all_stats).collect()
     }
 
-    /// One sweep. Other versions that no container needs any more are taken away if `drained`: their events have been read.
-    pub fn run(&mut self, tracker: &mut Tracker, containers: &Containers, drained: bool) -> Swept {
+    /// One sweep. Other versions that no container needs any more are taken away if `drained`: their events have been read. Those
+    /// are returned.
+    pub fn run(&mut self, tracker: &mut Tracker, containers: &Containers, drained: bool) -> Vec<Pins> {
         let all = containers.all();
         self.end_gone(&all, tracker);
-        let orphans = self.release_orphans(&all);
-        Swept { orphans, removed: if drained { self.remove_unused() } else { Vec::new() } }
+        self.end_orphans(&all, tracker);
+        if drained { self.remove_unused() } else { Vec::new() }
+    }
+
+    /// Gives up what the kernel has counted for a container that has ended, once it is told. Whether nothing is left of it.
+    pub fn forget(&mut self, cgroup_id: u64) -> bool {
+        self.of_all("what was counted for it could not be given up", cgroup_id, Guard::forget)
+            .iter()
+            .all(Option::is_some)
     }
 
     fn guards(&self) -> impl Iterator<Item = &Guard> {
@@ -87,7 +92,7 @@ impl Sweep {
         let mut removed = Vec::new();
         self.others.retain_mut(|other| {
             let pins = other.guard.pins();
-            let unused = other.guard.containers().is_empty() && link_directories(&pins.links()).is_empty();
+            let unused = guarded(&other.guard).next().is_none();
             if !(std::mem::replace(&mut other.unused_before, unused) && unused) {
                 return true;
             }
@@ -118,55 +123,68 @@ impl Sweep {
             let record = &container.record;
             tracing::warn!(container = ?record.container_id, "a container has ended without its shim saying so");
             self.counters.containers_abandoned.increment();
-            let counts = (record.cgroup_id != 0).then(|| self.release(record.cgroup_id)).flatten();
+            let counts = (record.cgroup_id != 0).then(|| self.detach(record.cgroup_id)).flatten();
             tracker.end(name, record.created_ns, clock::now_ns(), counts);
         }
     }
 
     /// Guards without record and without cgroup.
-    fn release_orphans(&mut self, all: &BTreeMap<RecordName, Container>) -> Vec<(u64, Option<Counts>)> {
-        let mut released = Vec::new();
-        let of = |guard: &Guard| guard.containers().into_iter().chain(link_directories(&guard.pins().links()));
-        let mut guarded: HashSet<u64> = self.guards().flat_map(of).collect();
-        guarded.retain(|id| !all.contains_key(&RecordName::Cgroup(*id)));
-        let suspects: HashSet<u64> = guarded.intersection(&self.orphans_before).copied().collect();
-        self.orphans_before = guarded;
+    fn end_orphans(&mut self, all: &BTreeMap<RecordName, Container>, tracker: &mut Tracker) {
+        let mut orphans: HashSet<u64> = self.guards().flat_map(guarded).collect();
+        orphans.retain(|id| {
+            let name = RecordName::Cgroup(*id);
+            !all.contains_key(&name) && !tracker.is_ended(&name)
+        });
+        let suspects: HashSet<u64> = orphans.intersection(&self.orphans_before).copied().collect();
+        self.orphans_before = orphans;
         if suspects.is_empty() {
-            return released;
+            return;
         }
         match cgroup::hierarchy().map_err(io::Error::other).and_then(|mount| live_cgroups(&mount)) {
             Ok(live) => {
                 for id in suspects.difference(&live) {
                     tracing::warn!(cgroup_id = id, "a guard without container was left behind and is removed");
                     self.counters.guards_orphaned.increment();
-                    released.push((*id, self.release(*id)));
+                    let counts = self.detach(*id);
+                    tracker.end(&RecordName::Cgroup(*id), 0, clock::now_ns(), counts);
                 }
             }
             Err(error) => tracing::warn!(%error, "the cgroups can't be listed; guards left behind stay"),
         }
-        released
     }
 
     /// What the kernel has counted, where it was under guard.
-    fn release(&mut self, cgroup_id: u64) -> Option<Counts> {
-        let mut counts = None;
-        // Where it is not, releasing it does nothing; and what cuts it off from the network may be beside another's guard.
-        let others = self.others.iter_mut().map(|other| &mut other.guard);
-        for guard in iter::once(&mut self.own).chain(others) {
-            match guard.release(cgroup_id) {
-                Ok(Some(ContainerStats { matched, blocked, killed, .. })) => {
-                    counts = Some(Counts { matched, blocked, killed });
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    self.counters.release_errors.increment();
-                    let error = anyhow::Error::from(error);
-                    tracing::warn!(cgroup_id, error = format!("{error:#}"), "a guard could not be removed");
-                }
-            }
-        }
-        counts
+    fn detach(&mut self, cgroup_id: u64) -> Option<Counts> {
+        let detached = self.of_all("a guard could not be removed", cgroup_id, Guard::detach);
+        let ContainerStats { matched, blocked, killed, .. } = detached.into_iter().flatten().flatten().last()?;
+        Some(Counts { matched, blocked, killed })
     }
+
+    /// Does something for a container by each version. Where it is not under guard that does nothing, and what cuts it off from the
+    /// network may be beside another's guard. `None` for each that failed.
+    fn of_all<T>(
+        &mut self,
+        failure: &str,
+        cgroup_id: u64,
+        action: impl Fn(&mut Guard, u64) -> Result<T, GuardError>,
+    ) -> Vec<Option<T>> {
+        let guards = iter::once(&mut self.own).chain(self.others.iter_mut().map(|other| &mut other.guard));
+        let done = guards.map(|guard| {
+            let failed = |error: &GuardError| {
+                self.counters.release_errors.increment();
+                let chain: &dyn std::error::Error = error;
+                tracing::warn!(cgroup_id, error = chain, "{failure}");
+            };
+            action(guard, cgroup_id).inspect_err(failed).ok()
+        });
+        done.collect()
+    }
+}
+
+/// The containers of which anything is there, if only what was counted.
+fn guarded(guard: &Guard) -> impl Iterator<Item = u64> {
+    let counted = guard.all_stats().into_iter().map(|(cgroup_id, _)| cgroup_id);
+    guard.containers().into_iter().chain(link_directories(&guard.pins().links())).chain(counted)
 }
 
 fn remove(run_dir: &Path, pins: &Pins) -> io::Result<()> {

@@ -157,6 +157,11 @@ impl Tracker {
         self.signals.blocking_send(item).map_err(|_| EventsError::Closed)
     }
 
+    /// Whether one has ended and waits to be collected.
+    pub fn is_ended(&self, name: &RecordName) -> bool {
+        self.ended.contains_key(name)
+    }
+
     /// Whether there is anything to collect, now or soon.
     pub fn has_ended(&self) -> bool {
         !self.ended.is_empty()

@@ -42,6 +42,8 @@ pub enum Item {
     Account(u64, Account),
     /// A container's account is closed.
     Close(u64),
+    /// The store is to say when it has dealt with all that came before.
+    Settle(u64),
 }
 
 /// A signal that may lack its image.
@@ -86,6 +88,8 @@ pub async fn complete_signals(
     counters: Arc<Counters>,
 ) -> Result<(), StoreError> {
     let mut waiting: VecDeque<Waiting> = VecDeque::new();
+    // It must not overtake what waits.
+    let mut settle: Option<(Instant, u64)> = None;
     loop {
         let oldest = waiting.front().map(|waiting| waiting.deadline);
         tokio::select! {
@@ -113,6 +117,7 @@ pub async fn complete_signals(
                 }
                 Some(Item::Account(cgroup_id, account)) => store.send(Command::Account(cgroup_id, account)).await?,
                 Some(Item::Close(cgroup_id)) => store.send(Command::Close(cgroup_id)).await?,
+                Some(Item::Settle(number)) => settle = Some((Instant::now() + PATIENCE, number)),
                 None => break,
             },
             () = containers.image_answered() => {
@@ -129,6 +134,10 @@ pub async fn complete_signals(
         while waiting.len() > WAITING || waiting.front().is_some_and(|waiting| waiting.deadline <= now) {
             let Some(one) = waiting.pop_front() else { break };
             put(&store, &node, one, Fate::Lacking, &counters).await?;
+        }
+        let is_first = |deadline: Instant| waiting.front().is_none_or(|waiting| waiting.deadline > deadline);
+        if let Some((_, number)) = settle.take_if(|(deadline, _)| is_first(*deadline)) {
+            store.send(Command::Settle(number)).await?;
         }
     }
     for mut one in waiting {
@@ -272,6 +281,21 @@ mod tests {
         bed.signals.send(signal(1)).await.unwrap();
         assert_eq!(image_of(&bed.store, 1).await, "");
         assert!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&sent.elapsed()));
+    }
+
+    #[tokio::test]
+    async fn it_is_settled_when_what_came_before_is_stored() {
+        let bed = bed();
+        bed.signals.send(signal(1)).await.unwrap();
+        bed.signals.send(Item::Settle(7)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(bed.store.settled(), 0, "the signal waits for its image");
+        assert_eq!(image_of(&bed.store, 1).await, "");
+        bed.signals.send(signal(2)).await.unwrap();
+        while bed.store.settled() != 7 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(*bed.store.last_id().borrow(), 1, "it does not wait for what came later");
     }
 
     #[tokio::test]

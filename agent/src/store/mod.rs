@@ -168,6 +168,8 @@ pub enum Command {
     Account(u64, Account),
     /// Close a container's account.
     Close(u64),
+    /// Say so when all that came before is stored, or dropped and counted.
+    Settle(u64),
     /// Remember a container's image.
     Image(ContainerKey, String),
     /// Give signals a state.
@@ -214,6 +216,7 @@ pub struct Store {
     health: Health,
     accounts: Arc<Mutex<Option<HashMap<u64, Account>>>>,
     dropped: Dropped,
+    settled: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -241,6 +244,11 @@ impl Store {
     /// What it did not take.
     pub fn dropped(&self) -> &Dropped {
         &self.dropped
+    }
+
+    /// The number of the last [`Command::Settle`] that it has come to. What was dropped before is in [`Self::dropped`].
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// Whether it takes what comes.
@@ -277,6 +285,7 @@ pub fn open(
     let stored = Arc::new(AtomicU64::new(0));
     let health = Health::default();
     let dropped = Dropped::default();
+    let settled = Arc::new(AtomicU64::new(0));
     let mut writer = Writer {
         path,
         reserve,
@@ -291,6 +300,7 @@ pub fn open(
         stored: Arc::clone(&stored),
         readers: Arc::clone(&readers),
         dropped: dropped.clone(),
+        settled: Arc::clone(&settled),
     };
     // On a full disk, for example. No reason not to start.
     let accounts = accounts::open(&mut writer.connection, &boot_id()).unwrap_or_else(|error| {
@@ -304,7 +314,7 @@ pub fn open(
         .name("store".to_owned())
         .spawn(move || writer.run(receiver))
         .map_err(StoreError::Thread)?;
-    Ok((Sender(sender), Store { readers, last_id, revision, stored, health, accounts, dropped }, thread))
+    Ok((Sender(sender), Store { readers, last_id, revision, stored, health, accounts, dropped, settled }, thread))
 }
 
 /// Tells this boot from all others. Without one, what an agent before this one has lost can't be found out.

@@ -55,6 +55,7 @@ pub(super) struct Writer {
     pub(super) stored: Arc<AtomicU64>,
     pub(super) readers: Arc<Readers>,
     pub(super) dropped: Dropped,
+    pub(super) settled: Arc<AtomicU64>,
 }
 
 /// What one transaction did.
@@ -89,8 +90,10 @@ impl Writer {
                 self.expire();
             }
             for command in batch.drain(..) {
-                if let Command::Triage(change) = command {
-                    self.triage(change);
+                match command {
+                    Command::Triage(change) => self.triage(change),
+                    Command::Settle(number) => self.settled.store(number, Ordering::Release),
+                    _ => {}
                 }
             }
             if self.failing.is_none() {
@@ -374,7 +377,7 @@ fn transaction(
             }
             Command::Account(cgroup_id, account) => outcome.accounts.add(Some((*cgroup_id, *account))),
             Command::Close(cgroup_id) => closed.push(*cgroup_id),
-            Command::Triage(_) => {}
+            Command::Triage(_) | Command::Settle(_) => {}
             Command::Expire => {
                 // Whether the database takes anything is to be found out.
                 transaction.pragma_update(None, "application_id", APPLICATION_ID)?;

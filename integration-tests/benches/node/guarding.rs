@@ -53,6 +53,11 @@ impl Shim {
         let container = abi::Container { cgroup_id: cgroup.id, ..self.like };
         Ok(self.guard.attach(cgroup, self.backend, container)?)
     }
+
+    fn release(&mut self, cgroup_id: u64) -> Result<()> {
+        self.guard.detach(cgroup_id)?;
+        Ok(self.guard.forget(cgroup_id)?)
+    }
 }
 
 /// A container that was started without guard, so that what is measured with and without is the same container.
@@ -71,7 +76,7 @@ impl Switch {
     pub fn set(&mut self, on: bool) -> Result<()> {
         match (self.is_on, on) {
             (false, true) => self.shim.attach(&self.cgroup)?,
-            (true, false) => drop(self.shim.guard.release(self.cgroup.id)?),
+            (true, false) => self.shim.release(self.cgroup.id)?,
             _ => {}
         }
         self.is_on = on;
@@ -118,8 +123,7 @@ impl Cgroups {
 impl Drop for Cgroups {
     fn drop(&mut self) {
         for Cgroup { id, path, .. } in &self.all {
-            let released = self.shim.guard.release(*id).map(|_| ()).map_err(anyhow::Error::from);
-            if let Err(error) = released.and(fs::remove_dir(path).map_err(Into::into)) {
+            if let Err(error) = self.shim.release(*id).and(fs::remove_dir(path).map_err(Into::into)) {
                 eprintln!("removing {}: {error:#}", path.display());
             }
         }

@@ -148,7 +148,7 @@ impl Warden {
             Ok(()) => Ok(attached),
             Err(error) => {
                 // The error to report is the one that was first.
-                let _ = release(&attached);
+                let _ = detach(&attached).and_then(|_| forget(&attached));
                 Err(error)
             }
         }
@@ -190,32 +190,40 @@ impl Warden {
 
     /// Takes the guard of a container away that has ended, and says so in its record.
     pub fn release(&self, id: &str, admission: &Admission) -> Result<()> {
-        let released = admission.attached.as_ref().map_or(Ok(None), release);
-        Attached::forget(&admission.bundle);
         let name = record::file_name(admission.cgroup_id, &self.namespace, id);
-        let counts = released.as_ref().ok().copied().flatten();
-        let ended = self.records().end(&name, now_ns(), counts);
-        released.and(ended)
+        let ended = self.end(admission.attached.as_ref(), &name);
+        Attached::forget(&admission.bundle);
+        ended
     }
 
     /// The same for a container of which nothing is known but its id and, perhaps, its bundle.
     pub fn release_leftovers(&self, id: &str, bundle: &Path) -> Result<()> {
-        let remembered = Attached::load(bundle).unwrap_or_default();
-        let released = remembered.as_ref().map_or(Ok(None), release);
-        let remembered_counts = released.as_ref().ok().copied().flatten();
-        let mut result = released.map(|_| ());
-        for record in self.records().find(&self.namespace, id)? {
-            let mut counts = None;
-            if remembered.as_ref().is_some_and(|attached| attached.cgroup_id == record.cgroup_id) {
-                counts = remembered_counts;
-            } else if record.guard == record::Guard::Guarded {
-                let attached = Attached { cgroup_id: record.cgroup_id, pins: record.pins.clone() };
-                result = result.and(release(&attached).map(|released| counts = released));
-            }
+        let mut remembered = Attached::load(bundle).unwrap_or_default();
+        let found = self.records().find(&self.namespace, id);
+        let mut result = Ok(());
+        for record in found.iter().flatten() {
+            let recorded = || Attached { cgroup_id: record.cgroup_id, pins: record.pins.clone() };
+            let attached = remembered
+                .take_if(|attached| attached.cgroup_id == record.cgroup_id)
+                .or_else(|| (record.guard == record::Guard::Guarded).then(recorded));
             let name = record::file_name(record.cgroup_id, &self.namespace, id);
-            result = result.and(self.records().end(&name, now_ns(), counts));
+            result = result.and(self.end(attached.as_ref(), &name));
         }
-        result
+        // Its record says already that it has ended, or was never written: then it has run nothing.
+        let rest = remembered.map_or(Ok(()), |attached| detach(&attached).and_then(|_| forget(&attached)));
+        result.and(rest).and(found.map(drop))
+    }
+
+    /// Whoever is killed in between leaves what the kernel has counted where the next one finds it: in the kernel's table or in the record.
+    fn end(&self, attached: Option<&Attached>, record: &str) -> Result<()> {
+        let detached = attached.map_or(Ok(None), detach);
+        let counts = detached.as_ref().ok().copied().flatten();
+        let ended = self.records().end(record, now_ns(), counts);
+        let forgotten = match attached {
+            Some(attached) if detached.is_ok() && ended.is_ok() => forget(attached),
+            _ => Ok(()),
+        };
+        detached.and(ended).and(forgotten)
     }
 }
 
@@ -317,9 +325,15 @@ fn own_mount_namespace() -> Result<u32> {
     u32::try_from(link.ino()).context("the mount namespace's number has more than 32 bits")
 }
 
-/// What the kernel has counted, if it was under guard.
-fn release(attached: &Attached) -> Result<Option<Counts>> {
-    let released = Guard::open(Pins::at(&attached.pins)).and_then(|mut guard| guard.release(attached.cgroup_id));
-    let stats = released.with_context(|| format!("taking the guard away from cgroup {}", attached.cgroup_id))?;
+/// Takes the guard away. What the kernel has counted, if it was under guard.
+fn detach(attached: &Attached) -> Result<Option<Counts>> {
+    let detached = Guard::open(Pins::at(&attached.pins)).and_then(|mut guard| guard.detach(attached.cgroup_id));
+    let stats = detached.with_context(|| format!("taking the guard away from cgroup {}", attached.cgroup_id))?;
     Ok(stats.map(|abi::ContainerStats { matched, blocked, killed, .. }| Counts { matched, blocked, killed }))
+}
+
+/// Gives up what the kernel has counted.
+fn forget(attached: &Attached) -> Result<()> {
+    let forgotten = Guard::open(Pins::at(&attached.pins)).and_then(|mut guard| guard.forget(attached.cgroup_id));
+    forgotten.with_context(|| format!("giving up what was counted for cgroup {}", attached.cgroup_id))
 }
