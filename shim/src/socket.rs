@@ -7,6 +7,8 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -32,6 +34,10 @@ pub fn path(directory: Option<&Path>, containerd_address: &str, namespace: &str,
     let name = format!("{:x}", hash.finalize());
     directory.unwrap_or(Path::new(DEFAULT_DIRECTORY)).join(name)
 }
+
+/// How long a socket may outlive whoever listened on it.
+const RELEASE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The address of a socket's path, as containerd wants it.
 pub fn address(path: &Path) -> String {
@@ -75,6 +81,15 @@ pub fn remove_stale(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.with_context(|| format!("removing the stale socket {}", path.display())),
     }
+}
+
+/// Removes the socket of one that has ended. A child that it had forked when it was killed holds it until that executes something.
+pub fn remove_of_ended(path: &Path) -> Result<()> {
+    let begun = Instant::now();
+    while probe(path)? == State::Live && begun.elapsed() < RELEASE {
+        thread::sleep(PAUSE);
+    }
+    remove_stale(path)
 }
 
 /// Binds the socket; `None` when another process serves it.
@@ -144,6 +159,13 @@ mod tests {
         assert!(path.exists(), "a live socket was removed");
         drop(first);
         assert!(matches!(probe(&path), Ok(State::Stale)));
-        assert!(bind(&path).unwrap().is_some());
+        let again = bind(&path).unwrap().unwrap();
+        let held = thread::spawn(move || {
+            thread::sleep(10 * PAUSE);
+            drop(again);
+        });
+        remove_of_ended(&path).unwrap();
+        held.join().unwrap();
+        assert!(!path.exists());
     }
 }

@@ -60,7 +60,7 @@ fn bury(shims: &Shims) -> Result<()> {
         end_inner(shims)?;
     }
     if let Ok(path) = socket::path_of(&shims.inner_address) {
-        socket::remove_stale(path)?;
+        socket::remove_of_ended(path)?;
     }
     // Last, for it is what tells the next `delete` of the same pod that there is something to do.
     socket::remove_stale(&shims.socket)

@@ -90,9 +90,9 @@ async fn serve(listener: UnixListener, bundle: &Path, warden: Warden, starting: 
     // that finds the name must find somebody listening.
     let _ = fs::remove_file(&shims.socket);
     let _ = time::timeout(DRAIN, server.shutdown()).await;
-    // One that was killed has left its name; containerd may remove the bundle, which tells of it, before it runs `delete`. Last, for its
-    // connections may have closed before its listening socket.
-    let _ = socket::remove_stale(inner_socket);
+    // One that was killed has left its name; containerd may remove the bundle, which tells of it, before it runs `delete`. Last, and it
+    // may take a moment: nobody is served any more.
+    let _ = socket::remove_of_ended(inner_socket);
     Ok(())
 }
 
