@@ -89,10 +89,11 @@ struct {
 	__type(value, struct pattern);
 } patterns SEC(".maps");
 
-/* Events to the agent. It is pinned, and so is the reader's position: what happens without an agent waits here. */
+/* Events to the agent. It is pinned, and so is the reader's position: what happens without an agent waits here, thousands of events.
+   All of it counts as the agent's memory. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 8 * 1024 * 1024);
+	__uint(max_entries, 4 * 1024 * 1024);
 } events SEC(".maps");
 
 struct {

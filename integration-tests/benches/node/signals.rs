@@ -24,7 +24,7 @@ const PACE: u32 = 100;
 const AT_ONCE: u32 = 500;
 
 /// What fits into the kernel's ring buffer, from as many containers as make it at once.
-const INGESTED: u32 = 4000;
+const INGESTED: u32 = 2500;
 
 const DELIVERED_A_SECOND: u32 = 1000;
 

@@ -17,7 +17,7 @@ use crate::{repeats::complete, stopped};
 const EVENTS_LOST: &str = "events_lost";
 /// Less than a container may make at once.
 const SIGNALS: u64 = 200;
-/// Executions with more arguments than an event holds: at more than 5 kB each, the first container's do not fit into 8 MB.
+/// Executions with more arguments than an event holds: at more than 5 kB each, the first container's do not fit into 4 MB.
 const LARGE: [u64; 2] = [1800, 100];
 
 /// A process of the test's, ended when dropped.
