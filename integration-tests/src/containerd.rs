@@ -437,12 +437,17 @@ impl<'a> Container<'a> {
 
     /// Its first process.
     pub fn pid(&self) -> Result<u32> {
+        Ok(self.task()?.0)
+    }
+
+    /// Its first process, and what containerd says of its status.
+    pub fn task(&self) -> Result<(u32, String)> {
         let tasks = run(self.containerd.ctr().args(["tasks", "list"]))?.success()?.stdout;
-        let task = |line: &str| {
+        let of_line = |line: &str| {
             let mut words = line.split_whitespace();
-            (words.next()? == self.id).then(|| words.next())?.map(str::to_owned)
+            (words.next()? == self.id).then(|| Some((words.next()?.parse().ok()?, words.next()?.to_owned())))?
         };
-        Ok(tasks.lines().find_map(task).context("no task")?.parse()?)
+        tasks.lines().find_map(of_line).context("no task")
     }
 
     /// Runs a program in it.

@@ -104,18 +104,10 @@ pub fn containment_locks_out_every_exec(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn task(node: &Node, container: &Container<'_>) -> Result<(u32, String)> {
-    let tasks = run(node.containerd().ctr().args(["tasks", "list"]))?.success()?;
-    let line = tasks.stdout.lines().find_map(|line| line.strip_prefix(container.id()));
-    let mut words = line.context("no task")?.split_whitespace();
-    let pid = words.next().context("no pid")?.parse()?;
-    Ok((pid, words.next().context("no status")?.to_owned()))
-}
-
 pub fn containment_freezes_and_kills(node: &Node) -> Result<()> {
     let container = node.container().start()?;
     let is = |wanted: &str| -> Result<()> {
-        let (_, status) = task(node, &container)?;
+        let (_, status) = container.task()?;
         ensure!(status == wanted, "containerd says {status}, not {wanted}");
         Ok(())
     };
@@ -154,8 +146,8 @@ pub fn containment_kills_one_process_and_no_other(node: &Node) -> Result<()> {
     let container = node.container().start()?;
     let other = node.container().start()?;
     container.exec(&["sh", "-c", "sleep 54321 </dev/null >/dev/null 2>&1 &"])?.success()?;
-    let (init, _) = task(node, &container)?;
-    let (others, _) = task(node, &other)?;
+    let init = container.pid()?;
+    let others = other.pid()?;
     let processes = run(node.containerd().ctr().args(["tasks", "ps", container.id()]))?.success()?;
     let mut pids = processes.stdout.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
     let sleeper: u32 = pids.find(|pid| *pid != init).context("the second process is not listed")?;
@@ -198,12 +190,12 @@ while (1) {
 }";
 
 /// Joins the network namespaces of two containers, which have nothing but a loopback device.
-pub fn join(node: &Node, a: &Container<'_>, b: &Container<'_>) -> Result<()> {
+pub fn join(a: &Container<'_>, b: &Container<'_>) -> Result<()> {
     let inside = |pid: u32, words: &[&str]| -> Result<()> {
         run(Command::new("nsenter").args(["-t", &pid.to_string(), "-n", "ip"]).args(words))?.success()?;
         Ok(())
     };
-    let ((a, _), (b, _)) = (task(node, a)?, task(node, b)?);
+    let (a, b) = (a.pid()?, b.pid()?);
     // The kernel names the other end.
     inside(a, &["link", "add", "pc0", "type", "veth"])?;
     inside(a, &["link", "set", "veth0", "netns", &b.to_string()])?;
@@ -216,7 +208,7 @@ pub fn join(node: &Node, a: &Container<'_>, b: &Container<'_>) -> Result<()> {
 pub fn containment_leaves_loopback_only(node: &Node) -> Result<()> {
     let container = node.container().start()?;
     let peer = node.container().start()?;
-    join(node, &container, &peer)?;
+    join(&container, &peer)?;
     for end in [&container, &peer] {
         leave_running(end, "perl -e", ECHO)?;
     }

@@ -81,7 +81,7 @@ fn destinations_and_novelty_are_told(story: &Value) -> Result<()> {
 pub fn triage_tells_one_story(node: &Node) -> Result<()> {
     let container = node.container().start()?;
     let listener = node.container().start()?;
-    join(node, &container, &listener)?;
+    join(&container, &listener)?;
     leave_running(&listener, "perl -e", LISTEN)?;
     container.exec(&["cp", "/usr/bin/perl", "/tmp/php-fpm"])?.success()?;
     leave_running(&container, "/tmp/php-fpm -e", &format!("system('{};')", request()))?;
