@@ -20,6 +20,7 @@
 //! a flood costs few transactions. When the channel is full, senders wait: events then stay in the kernel's ring buffer.
 
 pub mod accounts;
+mod checkpoint;
 pub mod entry;
 pub mod expression;
 pub mod filter;
@@ -53,6 +54,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
     accounts::{Account, Dropped},
+    checkpoint::Checkpoints,
     entry::{Entry, Origin, Update},
     habits::Workload,
     health::Health,
@@ -275,7 +277,8 @@ pub fn open(
         .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
     let path = directory.join(FILE_NAME);
     let reserve = Reserve::new(&path, limits.max_bytes);
-    let connection = open_database(&path, &reserve, &counters)?;
+    let mut connection = open_database(&path, &reserve, &counters)?;
+    let checkpoints = Checkpoints::start(&mut connection, &path);
     if !reserve.take().is_ok_and(|held| held) {
         tracing::warn!(database = %path.display(), "there is little room on the disk of the signal database");
     }
@@ -293,6 +296,7 @@ pub fn open(
         starved: false,
         failing: None,
         connection,
+        checkpoints,
         limits,
         counters,
         last_id: last_id_sender,

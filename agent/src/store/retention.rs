@@ -1,7 +1,10 @@
 //! What goes when there is too much. Age is looked at from time to time, size after each batch: a flood can't fill the
 //! disk between two looks.
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use rusqlite::Connection;
 
@@ -14,6 +17,9 @@ const MAX_CONTAINERS: i64 = 20_000;
 const STEP: i64 = 1000;
 /// The same where there is little room: what is changed is written to the log first.
 const SMALL_STEP: i64 = 64;
+/// How long the log is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(5);
 /// Pages given back to the file system in one step (4 MB).
 const VACUUM_PAGES: i64 = 1000;
 
@@ -69,7 +75,15 @@ pub fn by_free_space(connection: &Connection, free_bytes: u64, removed: &mut u64
 
 /// Brings the write-ahead log into the database and gives its room back, as far as no reader is in the way.
 pub fn empty_log(connection: &Connection) -> rusqlite::Result<()> {
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    let begun = Instant::now();
+    loop {
+        // Where another is doing a part of it, SQLite does not wait by itself.
+        let is_busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0))?;
+        if !is_busy || begun.elapsed() > PATIENCE {
+            return Ok(());
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 fn remove_oldest(connection: &Connection, step: i64) -> rusqlite::Result<u64> {

@@ -15,9 +15,9 @@ use rustix::{
     io::Errno,
 };
 
-/// The reserve, unless the database may not be much larger. The write-ahead log is brought into the database each time that
-/// it has grown to 4 MB.
-const RESERVE_BYTES: u64 = 8 << 20;
+/// The reserve, unless the database may not be much larger. The write-ahead log grows to 8 MB, and bringing it into the database may take
+/// as much again.
+const RESERVE_BYTES: u64 = 16 << 20;
 /// An I/O error where less is left than this is one of space.
 const LITTLE: u64 = 1 << 20;
 
@@ -38,7 +38,7 @@ impl Reserve {
 
     /// Bytes that the database keeps free inside, if it is large enough, while the disk is full.
     pub fn kept_free(&self) -> u64 {
-        self.bytes / 2
+        self.bytes / 4
     }
 
     /// Takes it, if twice as much is free. Whether it is held, or can't be because the file system has no such thing.

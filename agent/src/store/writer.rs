@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Command, ContainerKey, Limits, StoreError, TriageChange,
     accounts::{self, Account, Dropped, Sum},
+    checkpoint::Checkpoints,
     entry::{Entry, Origin, Update},
     habits,
     health::{Health, Trouble},
@@ -48,6 +49,7 @@ pub(super) struct Writer {
     /// Signals dropped since the database takes nothing; `None` when it does.
     pub(super) failing: Option<u64>,
     pub(super) connection: Connection,
+    pub(super) checkpoints: Checkpoints,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
     pub(super) last_id: watch::Sender<u64>,
@@ -104,8 +106,9 @@ impl Writer {
                 self.replace(&Unusable::Damaged);
             }
         }
-        if let Err(error) = self.connection.close() {
-            tracing::warn!(error = %error.1, "the signal database could not be closed");
+        let ended = self.checkpoints.end(&mut self.connection);
+        if let Err(error) = ended.and_then(|()| self.connection.close().map_err(|(_, error)| error)) {
+            tracing::warn!(%error, "the signal database could not be closed");
         }
     }
 
@@ -288,6 +291,7 @@ impl Writer {
         match schema::replace(&self.path, cause, &self.counters) {
             Ok(connection) => {
                 self.connection = connection;
+                self.checkpoints = Checkpoints::start(&mut self.connection, &self.path);
                 self.readers.reopen();
                 if let Err(error) = self.refresh() {
                     tracing::error!(%error, "the new signal database can't be read");

@@ -29,7 +29,7 @@ const JUMPS_AT_LEAST: u64 = 5;
 const PAGE: usize = 4096;
 
 /// Twice what the agent keeps in reserve, and some.
-const DISK: &str = "size=32m";
+const DISK: &str = "size=64m";
 
 const HOUR: i64 = 3600;
 

@@ -79,7 +79,7 @@ impl Bed {
 
 #[tokio::test]
 async fn on_a_full_disk_the_newest_take_the_place_of_the_oldest() {
-    let disk = Disk::new(32);
+    let disk = Disk::new(64);
     let mut bed = Bed::open(disk.path(), LIMITS);
     bed.put_many(0..500).await;
     assert_eq!(bed.state(), State::Ok);
@@ -104,7 +104,7 @@ async fn on_a_full_disk_the_newest_take_the_place_of_the_oldest() {
 
 #[tokio::test]
 async fn what_a_full_disk_does_not_take_is_counted_until_it_does() {
-    let disk = Disk::new(32);
+    let disk = Disk::new(64);
     let mut bed = Bed::open(disk.path(), LIMITS);
     bed.put_many(0..10).await;
     bed.close().await;
@@ -132,7 +132,7 @@ async fn what_a_full_disk_does_not_take_is_counted_until_it_does() {
 
 #[tokio::test]
 async fn a_look_now_and_then_finds_the_disk_well_again() {
-    let disk = Disk::new(32);
+    let disk = Disk::new(64);
     let mut bed = Bed::open(disk.path(), LIMITS);
     fs::remove_file(disk.path().join("signals.db.reserve")).unwrap();
     disk.fill();
@@ -147,7 +147,7 @@ async fn a_look_now_and_then_finds_the_disk_well_again() {
 
 #[tokio::test]
 async fn an_agent_starts_on_a_full_disk_while_it_has_its_reserve() {
-    let disk = Disk::new(32);
+    let disk = Disk::new(64);
     let mut bed = Bed::open(disk.path(), LIMITS);
     bed.put_many(0..10).await;
     bed.close().await;
@@ -166,7 +166,7 @@ async fn an_agent_starts_on_a_full_disk_while_it_has_its_reserve() {
 
 #[tokio::test]
 async fn a_read_only_disk_is_an_error_and_loses_nothing() {
-    let disk = Disk::new(32);
+    let disk = Disk::new(64);
     let mut bed = Bed::open(disk.path(), LIMITS);
     bed.put_many(0..10).await;
     bed.close().await;
