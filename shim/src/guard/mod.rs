@@ -223,7 +223,12 @@ impl Warden {
             Some(attached) if detached.is_ok() && ended.is_ok() => forget(attached),
             _ => Ok(()),
         };
-        detached.and(ended).and(forgotten)
+        if let Some(Counts { matched, .. }) = detached.and(ended)? {
+            bail!(
+                "nobody collects the records of containers that have ended, and {matched} executions of this one are told nowhere: start portcullisd"
+            );
+        }
+        forgotten
     }
 }
 

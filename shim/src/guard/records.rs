@@ -12,8 +12,12 @@ use portcullis_policy::record::{self, ContainerRecord, Counts};
 
 use crate::state;
 
-/// With more records than this nobody collects them: then those of ended containers are not kept.
+/// With more records than this nobody collects them: then only those of ended containers are kept in which something was executed that is
+/// to be told, and of these what tells whose they are.
 const KEPT: usize = 4096;
+
+/// At most so many, of some 1 kB each.
+const KEPT_TO_TELL: usize = 16_384;
 
 /// The records.
 #[derive(Debug)]
@@ -68,6 +72,16 @@ impl Records {
         Ok(names)
     }
 
+    fn remove(&self, name: &str) -> Result<()> {
+        let path = self.directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The records of a container that have not ended.
     pub fn find(&self, namespace: &str, id: &str) -> Result<Vec<ContainerRecord>> {
         let mut found = Vec::new();
@@ -84,23 +98,25 @@ impl Records {
         Ok(found)
     }
 
-    /// Marks a record as ended, with what was counted for its container; removes it where records pile up.
-    pub fn end(&self, name: &str, ended_ns: u64, counts: Option<Counts>) -> Result<()> {
-        let Some(mut record) = self.read(name)? else { return Ok(()) };
-        if self.names()?.len() > KEPT {
-            let path = self.directory.join(name);
-            return match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(error).with_context(|| format!("removing {}", path.display()))
-                }
-                _ => Ok(()),
-            };
+    /// Marks a record as ended, with what was counted for its container; removes it where records pile up. What is told nowhere
+    /// by that.
+    pub fn end(&self, name: &str, ended_ns: u64, counts: Option<Counts>) -> Result<Option<Counts>> {
+        let Some(mut record) = self.read(name)? else { return Ok(None) };
+        let uncollected = self.names()?.len();
+        if uncollected > KEPT {
+            let counts = record.counts.or(counts).unwrap_or_default();
+            let is_to_tell = counts.matched > 0;
+            if !is_to_tell || uncollected > KEPT_TO_TELL {
+                self.remove(name)?;
+                return Ok(is_to_tell.then_some(counts));
+            }
+            record.annotations.retain(|key, _| key.starts_with("io.kubernetes.cri."));
         }
         if record.ended_ns.is_none() {
             (record.ended_ns, record.counts) = (Some(ended_ns), counts);
             self.write(&record)?;
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -178,11 +194,32 @@ mod tests {
     #[test]
     fn records_that_nobody_collects_are_bounded() {
         let (_directory, records) = records();
-        records.write(&record(1, "default", "c1")).unwrap();
-        for n in 0..KEPT {
-            fs::write(records.directory.join(format!("x-{n}")), "").unwrap();
-        }
-        records.end("1", 5, None).unwrap();
+        let write = |cgroup_id| {
+            let mut record = record(cgroup_id, "default", "c1");
+            record.annotations = [("io.kubernetes.cri.sandbox-name", "pod"), ("other", "x")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into();
+            records.write(&record).unwrap();
+        };
+        let pile_up = |numbers: std::ops::Range<usize>| {
+            for n in numbers {
+                fs::write(records.directory.join(format!("x-{n}")), "").unwrap();
+            }
+        };
+        let counts = Some(Counts { matched: 3, blocked: 2, killed: 1 });
+        write(1);
+        write(2);
+        pile_up(0..KEPT);
+        assert_eq!(records.end("1", 5, Some(Counts::default())).unwrap(), None);
         assert_eq!(records.read("1").unwrap(), None);
+        assert_eq!(records.end("2", 5, counts).unwrap(), None);
+        let kept = records.read("2").unwrap().unwrap();
+        assert_eq!((kept.ended_ns, kept.counts), (Some(5), counts));
+        let keys: Vec<_> = kept.annotations.into_keys().collect();
+        assert_eq!(keys, ["io.kubernetes.cri.sandbox-name"]);
+        write(3);
+        pile_up(KEPT..KEPT_TO_TELL);
+        assert_eq!(records.end("3", 5, counts).unwrap(), counts);
+        assert_eq!(records.read("3").unwrap(), None);
     }
 }
