@@ -149,7 +149,7 @@ impl Guard {
         });
         if done.is_err() {
             // The first error is the one to report.
-            let _ = self.detach(cgroup.id).and_then(|_| self.forget(cgroup.id));
+            let _ = self.release(cgroup.id);
         }
         done
     }
@@ -253,6 +253,12 @@ impl Guard {
         remove(&mut self.containers, "containers", &cgroup_id)?;
         // Nothing is counted any more.
         Ok(self.stats(cgroup_id))
+    }
+
+    /// Both, for a container of which nothing is to be told.
+    pub fn release(&mut self, cgroup_id: u64) -> Result<(), GuardError> {
+        self.detach(cgroup_id)?;
+        self.forget(cgroup_id)
     }
 
     /// Gives up what the kernel has counted for a container that is detached. To be done once it is written down elsewhere.

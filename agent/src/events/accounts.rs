@@ -89,6 +89,11 @@ impl Account {
         lost
     }
 
+    /// Whether all that is lost was told.
+    fn is_told(&self) -> bool {
+        self.lost() == self.told
+    }
+
     fn find_unseen(&mut self, kernel: Count, after: Count) {
         self.unseen = self.unseen.max(kernel.without(self.seen.without(after)));
     }
@@ -188,7 +193,7 @@ impl Accounts {
 
     /// Whether all that is lost of a container was told.
     pub fn is_told(&self, cgroup_id: u64) -> bool {
-        self.open.get(&cgroup_id).is_none_or(|account| account.lost() == account.told)
+        self.open.get(&cgroup_id).is_none_or(Account::is_told)
     }
 
     /// After [`Self::finish`], and the last of what it has led to.
@@ -202,7 +207,7 @@ impl Accounts {
     pub fn prune(&mut self, stats: &[(u64, ContainerStats)], containers: &Containers) {
         let counted: HashSet<u64> = stats.iter().map(|(cgroup_id, _)| *cgroup_id).collect();
         let is_there = |id: &u64| counted.contains(id) || containers.get(&RecordName::Cgroup(*id)).is_some();
-        let gone = self.open.iter().filter(|(id, account)| account.lost() == account.told && !is_there(id));
+        let gone = self.open.iter().filter(|(id, account)| account.is_told() && !is_there(id));
         let gone: Vec<u64> = gone.map(|(cgroup_id, _)| *cgroup_id).collect();
         for cgroup_id in gone {
             self.forget(cgroup_id);
@@ -212,7 +217,7 @@ impl Accounts {
     /// Whether there is anything for the store.
     pub fn has_news(&self) -> bool {
         let mut accounts = self.open.values();
-        !self.untold.is_empty() || !self.closed.is_empty() || accounts.any(|account| account.lost() != account.told)
+        !self.untold.is_empty() || !self.closed.is_empty() || accounts.any(|account| !account.is_told())
     }
 
     /// What the store has not been told yet, and how many events of it are newly told to be lost.

@@ -55,8 +55,7 @@ impl Shim {
     }
 
     fn release(&mut self, cgroup_id: u64) -> Result<()> {
-        self.guard.detach(cgroup_id)?;
-        Ok(self.guard.forget(cgroup_id)?)
+        Ok(self.guard.release(cgroup_id)?)
     }
 }
 

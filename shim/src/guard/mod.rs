@@ -148,7 +148,7 @@ impl Warden {
             Ok(()) => Ok(attached),
             Err(error) => {
                 // The error to report is the one that was first.
-                let _ = detach(&attached).and_then(|_| forget(&attached));
+                let _ = release(&attached);
                 Err(error)
             }
         }
@@ -210,7 +210,7 @@ impl Warden {
             result = result.and(self.end(attached.as_ref(), &name));
         }
         // Its record says already that it has ended, or was never written: then it has run nothing.
-        let rest = remembered.map_or(Ok(()), |attached| detach(&attached).and_then(|_| forget(&attached)));
+        let rest = remembered.as_ref().map_or(Ok(()), release);
         result.and(rest).and(found.map(drop))
     }
 
@@ -335,6 +335,12 @@ fn detach(attached: &Attached) -> Result<Option<Counts>> {
     let detached = Guard::open(Pins::at(&attached.pins)).and_then(|mut guard| guard.detach(attached.cgroup_id));
     let stats = detached.with_context(|| format!("taking the guard away from cgroup {}", attached.cgroup_id))?;
     Ok(stats.map(|abi::ContainerStats { matched, blocked, killed, .. }| Counts { matched, blocked, killed }))
+}
+
+/// Both, where nothing is to be told.
+fn release(attached: &Attached) -> Result<()> {
+    detach(attached)?;
+    forget(attached)
 }
 
 /// Gives up what the kernel has counted.
