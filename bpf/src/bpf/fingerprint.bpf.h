@@ -48,21 +48,28 @@ __attribute__((noinline)) u64 fingerprint(u64 address)
 	const char *head = __builtin_preserve_access_index(&bprm->buf[0]);
 	u64 piece[HEAD_PIECE_WORDS];
 	u64 hash = 0;
-	bool elf = false;
+	/* All bits if the file is not of that form: all of it is meant. */
+	u64 opaque = ~0ULL;
 
+	/* With each word's place a constant its mask is one as well; else finding it costs more than all the rest. */
+#pragma clang loop unroll(full)
 	for (u32 i = 0; i < HEAD_LEN / HEAD_PIECE; i++) {
 		if (bpf_probe_read_kernel(piece, sizeof(piece), head + i * HEAD_PIECE)) {
 			COUNT(content_read_failed);
 			return 0;
 		}
 		/* "\x7fELF", 64 bits, little-endian, and program headers right after the header. */
-		if (i == 0)
-			elf = (piece[0] & 0x0000ffffffffffff) == 0x00000102464c457f && piece[4] == 64;
+		if (i == 0 && (piece[0] & 0x0000ffffffffffff) == 0x00000102464c457f && piece[4] == 64)
+			opaque = 0;
 #pragma clang loop unroll(full)
-		for (u32 word = 0; word < HEAD_PIECE_WORDS; word++)
-			hash = mix(hash, elf ? piece[word] & elf_mask(i * HEAD_PIECE_WORDS + word) : piece[word]);
+		for (u32 word = 0; word < HEAD_PIECE_WORDS; word++) {
+			hash = mix(hash, piece[word] & (elf_mask(i * HEAD_PIECE_WORDS + word) | opaque));
+			/* One word after the other; else all masks are made first, and kept on the stack. */
+			barrier_var(hash);
+			barrier_var(opaque);
+		}
 	}
-	if (!elf)
+	if (opaque)
 		hash = mix(hash, BPF_CORE_READ(bprm, file, f_inode, i_size));
 	return hash ?: 1;
 }

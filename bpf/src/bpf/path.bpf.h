@@ -20,6 +20,8 @@ struct path_work {
 struct path_cursor {
 	struct dentry *dentry;
 	struct vfsmount *mnt;
+	/* Of mnt: it stays the same for most steps, and each read costs. */
+	struct dentry *mnt_root;
 	struct dentry *root_dentry;
 	struct vfsmount *root_mnt;
 	struct path_work *work;
@@ -39,14 +41,16 @@ static long path_step(u32 step, struct path_cursor *c)
 
 	if (dentry == c->root_dentry && mnt == c->root_mnt)
 		return 1;
-	if (dentry == BPF_CORE_READ(mnt, mnt_root)) {
+	if (dentry == c->mnt_root) {
 		/* container_of: a vfsmount is a member of its struct mount. */
 		struct mount *mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 		struct mount *up = BPF_CORE_READ(mount, mnt_parent);
 
 		if (up != mount) {
 			c->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			c->mnt = (void *)up + bpf_core_field_offset(struct mount, mnt);
+			mnt = (void *)up + bpf_core_field_offset(struct mount, mnt);
+			c->mnt = mnt;
+			c->mnt_root = BPF_CORE_READ(mnt, mnt_root);
 			return 0;
 		}
 	}
@@ -90,6 +94,7 @@ static __always_inline bool read_path(char *to, const u32 size, struct path_work
 	struct path_cursor cursor = {
 		.dentry = dentry,
 		.mnt = mnt,
+		.mnt_root = BPF_CORE_READ(mnt, mnt_root),
 		.root_dentry = BPF_CORE_READ(task, fs, root.dentry),
 		.root_mnt = BPF_CORE_READ(task, fs, root.mnt),
 		.work = work,

@@ -9,15 +9,18 @@
 
 struct process {
 	struct ancestor image;
-	/* Twice the room, for the verifier's sake; see struct argv_cursor. */
+	/* Twice the room, for the verifier's sake; see struct argv_cursor. Until argv is read, both are struct path_work. */
 	char argv_slack[ANCESTOR_ARGV_LEN];
-	struct path_work path;
 	bool exec_session;
 	/* The tool that was reported when this image was executed; 0 if none was. */
 	u32 tool;
 	/* What was excepted then. */
 	u32 excepted[EXCEPTED_MAX];
 };
+
+/* The kernel clears all of it for each new process, in the middle of its exec: no byte more than it takes. */
+_Static_assert(sizeof(struct path_work) == sizeof(((struct ancestor *)0)->argv) + ANCESTOR_ARGV_LEN, "a path is built where argv goes");
+_Static_assert(__builtin_offsetof(struct process, argv_slack) == sizeof(struct ancestor), "the room is of one piece");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -76,10 +79,12 @@ __attribute__((noinline)) int record_process(const struct execution *exec)
 	process->image.ns_pid = ns_pid(leader);
 	process->image.uid = (u32)bpf_get_current_uid_gid();
 	process->image.flags = 0;
+	/* Children that run meanwhile are told with no arguments of it, rather than with half of something. */
+	process->image.argv_len = 0;
 	process->tool = exec->match.tool;
 	__builtin_memcpy(process->excepted, exec->excepted, sizeof(process->excepted));
-	if (read_path(process->image.exe, ANCESTOR_EXE_LEN, &process->path, BPF_CORE_READ(file, f_path.mnt),
-		      BPF_CORE_READ(file, f_path.dentry)))
+	if (read_path(process->image.exe, ANCESTOR_EXE_LEN, (struct path_work *)process->image.argv,
+		      BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry)))
 		process->image.flags |= EXE_TRUNCATED;
 	cursor.args.strings = exec->argv;
 	cursor.to = process->image.argv;
