@@ -58,17 +58,22 @@ mod text;
 mod tools;
 mod triage;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
 use portcullis_bpf::heap;
-use tokio::signal::unix::{SignalKind, signal as unix_signal};
+use tokio::{
+    signal::unix::{SignalKind, signal as unix_signal},
+    time,
+};
 
 use crate::{
     app::{App, Loaded},
     config::Config,
 };
+
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Portcullis node agent.
 #[derive(Debug, Parser)]
@@ -115,15 +120,21 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .block_on(serve(loaded))
 }
 
+/// Gives back what only starting needed, once what starting has set going is done as well.
+async fn settle() {
+    time::sleep(SETTLE).await;
+    if let Err(error) = heap::leave_start() {
+        tracing::warn!(%error, "what was needed to start stays mapped: some megabytes more");
+    }
+}
+
 async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let mut terminate = unix_signal(SignalKind::terminate()).context("catching SIGTERM")?;
     let mut interrupt = unix_signal(SignalKind::interrupt()).context("catching SIGINT")?;
     let mut hangup = unix_signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let mut app = App::start(loaded).await?;
     notify::state("READY=1");
-    if let Err(error) = heap::leave_start() {
-        tracing::warn!(%error, "what was needed to start stays mapped: some megabytes more");
-    }
+    tokio::spawn(settle());
     let outcome = loop {
         tokio::select! {
             error = app.failed() => break Err(error),

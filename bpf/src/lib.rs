@@ -8,14 +8,14 @@
 //! | [`fingerprint`] | what a file is by its content |
 //! | [`pins`] | where each object is pinned in bpffs |
 //! | [`guard`] | putting one container under guard, and releasing it: all that the shim needs |
-//! | `heap` | what of the memory goes back to the system |
+//! | [`heap`] | what of the memory goes back to the system |
 //! | `isolation` | cutting one container off from the network |
 //! | `loader` | loading and pinning: the agent's side |
 //! | `tables` | filling the tables of names and rules |
 //! | `probe` | what this node's kernel can do, and the choice of backend |
 //! | `ring` | reading events |
 //!
-//! The last six come with the feature `object`.
+//! The last five come with the feature `object`.
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code)]
@@ -24,7 +24,6 @@ pub mod cgroup;
 pub mod contents;
 pub mod fingerprint;
 pub mod guard;
-#[cfg(feature = "object")]
 #[allow(unsafe_code)]
 pub mod heap;
 #[cfg(feature = "object")]

@@ -18,6 +18,7 @@ use crate::{
     inner,
     log::{self, Level},
     options::{self, Translation},
+    proxy::rest,
     starting::Starting,
     state::{Deleted, Shims},
     task,
@@ -127,6 +128,9 @@ impl Containers {
         };
         let origin = origin(&request);
         let response = self.forward(request).await;
+        if task::is_ok(&response) {
+            tokio::spawn(rest::after_start());
+        }
         let Some(bundle) = bundle.filter(|_| task::is_ok(&response)) else { return response };
         match StartResponse::parse_from_bytes(&response.payload) {
             Ok(started) => {

@@ -6,6 +6,7 @@
 
 mod describe;
 mod hooks;
+mod rest;
 
 use std::{collections::HashMap, env, fs, os::unix::net::UnixListener, path::Path, sync::Arc, time::Duration};
 
@@ -59,7 +60,11 @@ pub fn run(flags: &Flags) -> Result<()> {
 
 /// An event loop without threads of its own.
 pub fn event_loop() -> Result<Runtime> {
-    Builder::new_current_thread().enable_all().build().context("starting the event loop")
+    Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(rest::before_waiting)
+        .build()
+        .context("starting the event loop")
 }
 
 /// When memory runs out, a shim must go before containerd does, as the stock one arranges it.
