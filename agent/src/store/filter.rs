@@ -14,6 +14,10 @@ use crate::clock;
 /// Of the table of hours.
 const HOUR_NS: i64 = 3600 * 1_000_000_000;
 
+const SEVERITIES: &str = "signals_severity";
+
+const POD: &str = "pod_namespace = ? AND pod_name = ?";
+
 /// All that a signal can be in.
 const STATES: [TriageState; 5] = [
     TriageState::Open,
@@ -27,6 +31,8 @@ const STATES: [TriageState; 5] = [
 #[derive(Debug, Clone)]
 pub struct Filter {
     conditions: Vec<&'static str>,
+    /// Those of the conditions that an index answers in the order of ids, but for the severity.
+    keys: Vec<Key>,
     severity: Option<AtLeast>,
     /// The first and the last that the range of time touches, counted from 1970.
     hours: (Option<i64>, Option<i64>),
@@ -63,6 +69,7 @@ impl Filter {
     pub fn all() -> Self {
         Self {
             conditions: Vec::new(),
+            keys: Vec::new(),
             severity: None,
             hours: (None, None),
             values: Vec::new(),
@@ -78,27 +85,31 @@ impl Filter {
             .map_err(|_| FilterError::Unknown { field: "verdict", value: filter.verdict })?;
         let severity = Severity::try_from(filter.min_severity)
             .map_err(|_| FilterError::Unknown { field: "min_severity", value: filter.min_severity })?;
-        let (mut conditions, mut values) = (Vec::new(), Vec::new());
-        for (condition, text) in [
-            ("container_id = ?", &filter.container_id),
-            ("tool = ?", &filter.tool),
-            ("category = ?", &filter.category),
-            ("rule = ?", &filter.rule),
-            ("image = ?", &filter.image),
-            ("pod_namespace = ?", &filter.pod_namespace),
-            ("pod_name = ?", &filter.pod_name),
+        let mut keys = Vec::new();
+        let text = |text: &String| (!text.is_empty()).then(|| vec![Value::from(text.clone())]);
+        let both = |one: Option<Vec<_>>, other: Option<Vec<_>>| Some([one?, other?].concat());
+        let verdict = (verdict != Verdict::Unspecified).then(|| vec![Value::from(filter.verdict)]);
+        let (namespace, name) = (text(&filter.pod_namespace), text(&filter.pod_name));
+        for (any_of, index, values) in [
+            (&["container_id = ?"], "signals_container", text(&filter.container_id)),
+            (&["tool = ?"], "signals_tool", text(&filter.tool)),
+            (&["category = ?"], "signals_category", text(&filter.category)),
+            (&["rule = ?"], "signals_rule", text(&filter.rule)),
+            (&["image = ?"], "signals_image", text(&filter.image)),
+            (&[POD], "signals_pod", both(namespace.clone(), name.clone())),
+            (&["verdict = ?"], "signals_verdict", verdict),
+            (&["first_time = 1"], "signals_first_time", filter.first_time_only.then(Vec::new)),
         ] {
-            if !text.is_empty() {
+            keys.extend(values.map(|values| Key { any_of, index, values }));
+        }
+        let mut conditions: Vec<_> = keys.iter().flat_map(|key| key.any_of).copied().collect();
+        let mut values: Vec<_> = keys.iter().flat_map(|key| &key.values).cloned().collect();
+        // By itself neither has an index in the order of ids.
+        for (condition, value) in [("pod_namespace = ?", namespace), ("pod_name = ?", name)] {
+            if let Some(value) = value.filter(|_| !conditions.contains(&POD)) {
                 conditions.push(condition);
-                values.push(Value::from(text.clone()));
+                values.extend(value);
             }
-        }
-        if verdict != Verdict::Unspecified {
-            conditions.push("verdict = ?");
-            values.push(Value::from(filter.verdict));
-        }
-        if filter.first_time_only {
-            conditions.push("first_time = 1");
         }
         let mut hours = (None, None);
         let ns = |field, time| clock::from_timestamp(time).ok_or(FilterError::Time { field });
@@ -133,7 +144,14 @@ impl Filter {
             text => Some(Expression::new(text)?),
         };
         let severity = AtLeast::new(severity);
-        Ok(Self { conditions, severity, hours, values, expression, fingerprint: fingerprint(filter) })
+        Ok(Self { conditions, keys, severity, hours, values, expression, fingerprint: fingerprint(filter) })
+    }
+
+    /// The conditions that an index answers in the order of ids; others may be left.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        let severity =
+            self.severity.map(|severity| Key { any_of: severity.any_of, index: SEVERITIES, values: Vec::new() });
+        self.keys.iter().cloned().chain(severity).collect()
     }
 
     /// What each row must satisfy besides the conditions.
@@ -148,17 +166,8 @@ impl Filter {
 
     /// The conditions on a row of signals, and a value for each `?`.
     pub(super) fn conditions(&self) -> (Vec<&'static str>, &[Value]) {
-        (self.with(self.severity.map(|severity| severity.at_least)), &self.values)
-    }
-
-    /// The same as several sets of conditions, each with all the values, of which no row fits two. One query for each finds what is
-    /// rare by an index that has the order of ids, as one for "at least so severe" can't.
-    pub(super) fn alternatives(&self) -> (Vec<Vec<&'static str>>, &[Value]) {
-        let alternatives = match self.severity {
-            None => vec![self.with(None)],
-            Some(severity) => severity.any_of.iter().map(|one| self.with(Some(one))).collect(),
-        };
-        (alternatives, &self.values)
+        let severity = self.severity.map(|severity| severity.at_least);
+        (self.conditions.iter().copied().chain(severity).collect(), &self.values)
     }
 
     /// The first and the last id that a row may have; others need not be looked at.
@@ -177,10 +186,17 @@ impl Filter {
         };
         Ok((first, last))
     }
+}
 
-    fn with(&self, more: Option<&'static str>) -> Vec<&'static str> {
-        self.conditions.iter().copied().chain(more).collect()
-    }
+/// A condition for which an index has the ids, in their order.
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    /// Of which no row fits two.
+    pub any_of: &'static [&'static str],
+    /// The index of each of them.
+    pub index: &'static str,
+    /// One for each `?`, of each of them.
+    pub values: Vec<Value>,
 }
 
 /// A least severity, as one condition and as several.

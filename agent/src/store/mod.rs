@@ -12,6 +12,7 @@
 //! | [`filter`] | a request's filter, checked and turned into SQL |
 //! | [`expression`] | a filter's CEL expression |
 //! | [`reader`] | queries |
+//! | [`common`] | what fits several conditions, without looking at rows |
 //! | [`story`] | what happened around a moment |
 //! | [`summary`] | how many there are, by groups |
 //! | [`triage`] | what people make of signals |
@@ -21,6 +22,7 @@
 
 pub mod accounts;
 mod checkpoint;
+mod common;
 pub mod entry;
 pub mod expression;
 pub mod filter;

@@ -1,6 +1,7 @@
 //! Queries, on a few read-only connections; each runs on a thread that may block.
 
 use std::{
+    ops::ControlFlow,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -16,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     ContainerKey, StoreError,
+    common::{Common, Order},
     filter::Filter,
     habits::{self, Workload},
     summary::{self, Grouping},
@@ -243,22 +245,6 @@ fn integer(number: u64) -> Value {
     Value::from(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
-/// The query for a page in the order of ids, from the first to the last.
-fn by_id(filter: &Filter, (first, last): (i64, i64), order: &str) -> (String, Vec<Value>) {
-    let bounds = [Value::from(first), Value::from(last)];
-    let (alternatives, filter_values) = filter.alternatives();
-    let select = |conditions: &Vec<&str>| {
-        // One bound each way: of several, SQLite would seek by one and look through what the others leave out.
-        let conditions: Vec<&str> =
-            ["signals.id BETWEEN ? AND ?"].into_iter().chain(conditions.iter().copied()).collect();
-        format!("SELECT 0, {WHOLE} FROM {TABLES} WHERE {}", conditions.join(" AND "))
-    };
-    let values = alternatives.iter().flat_map(|_| bounds.iter().chain(filter_values)).cloned().collect();
-    let selects: Vec<String> = alternatives.iter().map(select).collect();
-    // Merged by SQLite as rows are asked for.
-    (format!("{} ORDER BY 2 {order}", selects.join(" UNION ALL ")), values)
-}
-
 /// The query for a page by what `key` says and by ids, from the greatest down.
 fn by_key(filter: &Filter, key: &str, (below, id): (i64, u64), limit: usize) -> (String, Vec<Value>) {
     let (filters, filter_values) = filter.conditions();
@@ -279,45 +265,104 @@ fn by_key(filter: &Filter, key: &str, (below, id): (i64, u64), limit: usize) -> 
 
 fn page(connection: &Connection, filter: &Filter, range: Range, limit: usize) -> Result<Page, StoreError> {
     let id = |id: u64| i64::try_from(id).unwrap_or(i64::MAX);
-    let (sql, values) = match range {
+    let mut reading = Reading::new(filter, limit);
+    match range {
         Range::Before(below) => {
             let (first, last) = filter.ids(connection)?;
-            by_id(filter, (first, last.min(id(below.saturating_sub(1)))), "DESC")
+            reading.by_id(connection, (first, last.min(id(below.saturating_sub(1)))), Order::Descending)?;
         }
         Range::After(above, up_to) => {
             let (first, last) = filter.ids(connection)?;
-            by_id(filter, (first.max(id(above.saturating_add(1))), last.min(id(up_to))), "ASC")
+            let ids = (first.max(id(above.saturating_add(1))), last.min(id(up_to)));
+            reading.by_id(connection, ids, Order::Ascending)?;
         }
-        Range::BelowSeverity(severity, below) => by_key(filter, "severity", (severity, below), limit),
-        Range::BelowCount(count, below) => by_key(filter, "coalesce(count, 1)", (count, below), limit),
-    };
-    let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query(params_from_iter(values))?;
-    let mut page = Page::default();
-    let (mut bytes, mut scanned, mut last) = (0, 0, (0, 0));
-    let budget = Budget::start();
-    while let Some(row) = rows.next()? {
-        let searched = filter.expression().is_some() && (scanned >= SCANNED_ROWS || budget.is_spent());
-        if page.signals.len() >= limit || bytes >= PAGE_BYTES || (scanned > 0 && searched) {
-            page.next = Some(last);
-            break;
+        Range::BelowSeverity(severity, below) => {
+            reading.query(connection, by_key(filter, "severity", (severity, below), limit))?;
         }
-        scanned += 1;
-        last = (row.get(0)?, u64::try_from(row.get::<_, i64>(1)?).unwrap_or_default());
+        Range::BelowCount(count, below) => {
+            reading.query(connection, by_key(filter, "coalesce(count, 1)", (count, below), limit))?;
+        }
+    }
+    Ok(reading.page)
+}
+
+/// A page that is being read.
+struct Reading<'f> {
+    filter: &'f Filter,
+    limit: usize,
+    page: Page,
+    bytes: usize,
+    scanned: usize,
+    last: (i64, u64),
+    budget: Budget,
+}
+
+impl<'f> Reading<'f> {
+    fn new(filter: &'f Filter, limit: usize) -> Self {
+        Self { filter, limit, page: Page::default(), bytes: 0, scanned: 0, last: (0, 0), budget: Budget::start() }
+    }
+
+    fn by_id(&mut self, connection: &Connection, ids: (i64, i64), order: Order) -> Result<(), StoreError> {
+        let keys = self.filter.keys();
+        let (conditions, values) = self.filter.conditions();
+        if keys.is_empty() {
+            // One bound each way: of several, SQLite would seek by one and look through what the others leave out.
+            let conditions: Vec<&str> = ["signals.id BETWEEN ? AND ?"].into_iter().chain(conditions).collect();
+            let order = order.sql();
+            let sql = format!("SELECT 0, {WHOLE} FROM {TABLES} WHERE {} ORDER BY 2 {order}", conditions.join(" AND "));
+            let bounds = [Value::from(ids.0), Value::from(ids.1)];
+            return self.query(connection, (sql, bounds.iter().chain(values).cloned().collect()));
+        }
+        let conditions: Vec<&str> = ["signals.id = ?"].into_iter().chain(conditions).collect();
+        let sql = format!("SELECT 0, {WHOLE} FROM {TABLES} WHERE {}", conditions.join(" AND "));
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut common = Common::new(connection, &keys, ids, order)?;
+        while let Some(id) = common.next()? {
+            let mut rows = statement.query(params_from_iter([Value::from(id)].iter().chain(values)))?;
+            if let Some(row) = rows.next()?
+                && self.take(row)?.is_break()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn query(&mut self, connection: &Connection, (sql, values): (String, Vec<Value>)) -> Result<(), StoreError> {
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut rows = statement.query(params_from_iter(values))?;
+        while let Some(row) = rows.next()? {
+            if self.take(row)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One more row, unless the page is full.
+    fn take(&mut self, row: &Row<'_>) -> Result<ControlFlow<()>, StoreError> {
+        let expression = self.filter.expression();
+        let searched = expression.is_some() && (self.scanned >= SCANNED_ROWS || self.budget.is_spent());
+        if self.page.signals.len() >= self.limit || self.bytes >= PAGE_BYTES || (self.scanned > 0 && searched) {
+            self.page.next = Some(self.last);
+            return Ok(ControlFlow::Break(()));
+        }
+        self.scanned += 1;
+        self.last = (row.get(0)?, u64::try_from(row.get::<_, i64>(1)?).unwrap_or_default());
         match decode_row(row, 1) {
-            Ok(signal) if filter.expression().is_some_and(|expression| !expression.matches(&signal)) => {}
+            Ok(signal) if expression.is_some_and(|expression| !expression.matches(&signal)) => {}
             Ok(mut signal) => {
                 if let Some(triage) = &mut signal.triage {
                     triage.earlier.clear();
                 }
-                bytes += signal.encoded_len();
-                page.signals.push(signal);
+                self.bytes += signal.encoded_len();
+                self.page.signals.push(signal);
             }
             // One bad row must not hide all others.
             Err(error) => tracing::warn!(%error, "a stored signal was left out"),
         }
+        Ok(ControlFlow::Continue(()))
     }
-    Ok(page)
 }
 
 /// Gaps that are told one by one; what is between the last of them and the end is one with it.

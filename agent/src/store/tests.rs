@@ -98,6 +98,95 @@ async fn filters_choose_what_they_say() {
     assert!(bed.ids(SignalFilter { tool: injection, ..empty() }).await.is_empty());
 }
 
+/// Some of it rare, some common, some in one place only.
+fn varied(number: u64) -> Signal {
+    let tool = if number.is_multiple_of(3) { "nc" } else { "nmap" };
+    let severity = match number % 50 {
+        0 => Severity::Critical,
+        1..10 => Severity::High,
+        10..20 => Severity::Low,
+        _ => Severity::Medium,
+    };
+    let verdict = if number.is_multiple_of(10) { Verdict::Blocked } else { Verdict::Detected };
+    let id = match number {
+        400..500 => "burst".to_owned(),
+        _ => format!("c{}", number % 7),
+    };
+    let pod = Pod { name: format!("web-{}", number % 2), namespace: "shop".into(), ..Pod::default() };
+    let container = Container { id, image: "alpine".into(), pod: Some(pod), ..Container::default() };
+    Signal { severity: severity.into(), verdict: verdict.into(), container: Some(container), ..signal(tool, 1) }
+}
+
+/// All that pass, in pages.
+async fn paged(bed: &Bed, filter: &SignalFilter, ascending: bool) -> Vec<u64> {
+    let (mut seen, mut from) = (Vec::new(), None);
+    loop {
+        let range = match (ascending, from) {
+            (true, from) => Range::After(from.unwrap_or(0), u64::MAX),
+            (false, from) => Range::Before(from.unwrap_or(u64::MAX)),
+        };
+        let page = bed.store.readers().page(Filter::new(Some(filter)).unwrap(), range, 10).await.unwrap();
+        seen.extend(page.signals.iter().map(|signal| signal.id));
+        from = page.next.map(|(_, id)| id);
+        if from.is_none() {
+            break;
+        }
+    }
+    if !ascending {
+        seen.reverse();
+    }
+    seen
+}
+
+#[tokio::test]
+async fn several_conditions_find_what_each_row_says() {
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    for number in 1..=1000 {
+        bed.put(number, varied(number)).await;
+    }
+    bed.close().await;
+    let empty = SignalFilter::default;
+    let mut filters = Vec::new();
+    for tool in ["", "nc", "nmap", "dig"] {
+        for container_id in ["", "c3", "burst", "none"] {
+            for verdict in [Verdict::Unspecified, Verdict::Blocked] {
+                for severity in [Severity::Unspecified, Severity::Low, Severity::High, Severity::Critical] {
+                    for pod_name in ["", "web-1"] {
+                        filters.push(SignalFilter {
+                            tool: tool.into(),
+                            container_id: container_id.into(),
+                            verdict: verdict.into(),
+                            min_severity: severity.into(),
+                            pod_name: pod_name.into(),
+                            pod_namespace: if severity == Severity::Low { "shop".into() } else { String::new() },
+                            ..empty()
+                        });
+                    }
+                }
+            }
+        }
+    }
+    let mut found = 0;
+    for filter in filters {
+        let fits = |number: &u64| {
+            let signal = varied(*number);
+            let container = signal.container.unwrap();
+            (filter.tool.is_empty() || signal.tool.unwrap().id == filter.tool)
+                && (filter.container_id.is_empty() || container.id == filter.container_id)
+                && (filter.verdict == 0 || signal.verdict == filter.verdict)
+                && signal.severity >= filter.min_severity
+                && (filter.pod_name.is_empty() || container.pod.unwrap().name == filter.pod_name)
+        };
+        let expected: Vec<u64> = (1..=1000).filter(fits).collect();
+        for ascending in [false, true] {
+            assert_eq!(paged(&bed, &filter, ascending).await, expected, "{filter:?}");
+        }
+        found += usize::from(!expected.is_empty());
+    }
+    assert!(found > 50, "{found} filters find something");
+}
+
 #[test]
 fn senseless_filters_are_refused() {
     let unknown = SignalFilter { verdict: 99, ..SignalFilter::default() };
@@ -116,22 +205,7 @@ async fn pages_cover_everything_once() {
     }
     bed.close().await;
     for ascending in [false, true] {
-        let (mut seen, mut from) = (Vec::new(), None);
-        loop {
-            let range = match (ascending, from) {
-                (true, from) => Range::After(from.unwrap_or(0), u64::MAX),
-                (false, from) => Range::Before(from.unwrap_or(u64::MAX)),
-            };
-            let page = bed.store.readers().page(Filter::new(None).unwrap(), range, 10).await.unwrap();
-            seen.extend(page.signals.iter().map(|signal| signal.id));
-            from = page.next.map(|(_, id)| id);
-            if from.is_none() {
-                break;
-            }
-        }
-        if !ascending {
-            seen.reverse();
-        }
+        let seen = paged(&bed, &SignalFilter::default(), ascending).await;
         assert_eq!(seen, (1..=25).collect::<Vec<_>>());
     }
 }
