@@ -297,6 +297,7 @@ pub fn open(
         health: health.clone(),
         starved: false,
         failing: None,
+        shrunk: 0,
         connection,
         checkpoints,
         limits,

@@ -13,8 +13,13 @@ use crate::clock;
 
 /// Images of containers that are remembered; the oldest go first.
 const MAX_CONTAINERS: i64 = 20_000;
-/// Signals removed in one step.
-const STEP: i64 = 1000;
+/// Signals removed in one step: as many as a batch brings at most. What more changes at once is more than is brought into the database beside
+/// the writer, and new signals would wait for the disk.
+const STEP: i64 = 256;
+/// What the newest batch needs is free before it comes, so that the file neither grows beyond its limit nor has to be made smaller each
+/// time. Of a small limit, a part.
+const FREE_BYTES: u64 = 4 << 20;
+const FREE_PART: u64 = 16;
 /// The same where there is little room: what is changed is written to the log first.
 const SMALL_STEP: i64 = 64;
 /// How long the log is waited for.
@@ -48,13 +53,23 @@ pub fn by_age(connection: &Connection, max_age: Duration) -> rusqlite::Result<u6
 
 /// Removes the oldest signals until the database is small enough, and counts them, whether or not all goes well.
 pub fn by_size(connection: &Connection, max_bytes: u64, removed: &mut u64) -> rusqlite::Result<()> {
-    while used_bytes(connection)? > max_bytes {
+    let most = max_bytes - FREE_BYTES.min(max_bytes / FREE_PART);
+    while used_bytes(connection)? > most {
         let step = remove_oldest(connection, STEP)?;
         if step == 0 {
             break;
         }
         *removed += step;
+    }
+    // It was larger, or a batch was.
+    let mut file = bytes(connection, "page_count")?;
+    while file > max_bytes {
         vacuum(connection)?;
+        let smaller = bytes(connection, "page_count")?;
+        if smaller >= file {
+            break;
+        }
+        file = smaller;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The store's thread.
 
 use std::{
+    mem,
     path::PathBuf,
     sync::{
         Arc,
@@ -48,6 +49,8 @@ pub(super) struct Writer {
     pub(super) starved: bool,
     /// Signals dropped since the database takes nothing; `None` when it does.
     pub(super) failing: Option<u64>,
+    /// Signals removed for the database's size, and not yet told.
+    pub(super) shrunk: u64,
     pub(super) connection: Connection,
     pub(super) checkpoints: Checkpoints,
     pub(super) limits: Limits,
@@ -304,20 +307,27 @@ impl Writer {
         }
     }
 
-    fn expire(&self) {
+    fn expire(&mut self) {
+        let removed = mem::take(&mut self.shrunk);
+        if removed > 0 {
+            tracing::info!(removed, "the oldest signals made room for new ones, for the database is at its size limit");
+        }
         match retention::by_age(&self.connection, self.limits.max_age) {
             Ok(removed) => self.removed(removed),
             Err(error) => tracing::warn!(%error, "old signals could not be removed"),
         }
     }
 
-    fn shrink(&self) {
+    fn shrink(&mut self) {
         let mut removed = 0;
         let outcome = retention::by_size(&self.connection, self.limits.max_bytes, &mut removed);
         if removed > 0 {
             self.removed(removed);
             self.counters.expired_by_size.add(removed);
-            tracing::warn!(removed, "the oldest signals were removed because the database reached its size limit");
+            if self.shrunk == 0 {
+                tracing::warn!("the signal database reached its size limit: the oldest signals make room for new ones");
+            }
+            self.shrunk += removed;
         }
         if let Err(error) = outcome {
             tracing::warn!(%error, "the signal database could not be kept within its size limit");
