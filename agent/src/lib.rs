@@ -58,14 +58,14 @@ mod text;
 mod tools;
 mod triage;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{mem, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
 use portcullis_bpf::heap;
 use tokio::{
     signal::unix::{SignalKind, signal as unix_signal},
-    time,
+    time::{self, Instant},
 };
 
 use crate::{
@@ -74,6 +74,7 @@ use crate::{
 };
 
 const SETTLE: Duration = Duration::from_secs(2);
+const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Portcullis node agent.
 #[derive(Debug, Parser)]
@@ -120,11 +121,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .block_on(serve(loaded))
 }
 
-/// Gives back what only starting needed, once what starting has set going is done as well.
-async fn settle() {
-    time::sleep(SETTLE).await;
-    if let Err(error) = heap::leave_start() {
-        tracing::warn!(%error, "what was needed to start stays mapped: some megabytes more");
+/// Gives back what is not needed, once what starting has set going is done as well, and now and then.
+async fn trim() {
+    let mut turns = time::interval_at(Instant::now() + SETTLE, TRIM_INTERVAL);
+    let mut is_told = false;
+    loop {
+        turns.tick().await;
+        if let Err(error) = heap::trim()
+            && !mem::replace(&mut is_told, true)
+        {
+            tracing::warn!(%error, "what is not needed stays in memory: some megabytes more; said once");
+        }
     }
 }
 
@@ -134,7 +141,7 @@ async fn serve(loaded: Loaded) -> anyhow::Result<()> {
     let mut hangup = unix_signal(SignalKind::hangup()).context("catching SIGHUP")?;
     let mut app = App::start(loaded).await?;
     notify::state("READY=1");
-    tokio::spawn(settle());
+    tokio::spawn(trim());
     let outcome = loop {
         tokio::select! {
             error = app.failed() => break Err(error),

@@ -23,24 +23,24 @@ pub fn give_back() -> bool {
     true
 }
 
-/// Gives back what only starting has taken: what is free within the heap, and the code and constants of the program and its libraries,
-/// most of which are needed to start only, while the kernel maps whatever is near anything that is used. What is needed again comes back
-/// from the page cache.
-pub fn leave_start() -> io::Result<()> {
+/// Gives back what is not needed now: what is free within the heap, and the code and constants of the program and its libraries, of which
+/// most are needed to start only, while the kernel maps whatever is near anything that is used. What is needed again comes back from the
+/// page cache, some tens of pages at a time.
+pub fn trim() -> io::Result<()> {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim takes no pointers, and may be called at any time.
     unsafe {
         libc::malloc_trim(0);
     }
     // SAFETY: the callback keeps nothing that it is given, and does not unwind.
-    match unsafe { libc::dl_iterate_phdr(Some(leave_object), ptr::null_mut()) } {
+    match unsafe { libc::dl_iterate_phdr(Some(trim_object), ptr::null_mut()) } {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
 
 /// The same of one file that the program is made of; an errno, or 0.
-unsafe extern "C" fn leave_object(info: *mut libc::dl_phdr_info, _: libc::size_t, _: *mut libc::c_void) -> libc::c_int {
+unsafe extern "C" fn trim_object(info: *mut libc::dl_phdr_info, _: libc::size_t, _: *mut libc::c_void) -> libc::c_int {
     // SAFETY: the C library gives what describes a file that is loaded, its name, and as many program headers as it says.
     let (base, name, headers) = unsafe {
         let info = &*info;
@@ -87,7 +87,7 @@ mod tests {
     fn code_leaves() {
         let leaves = || {
             let before = resident_of_files();
-            leave_start().unwrap();
+            trim().unwrap();
             resident_of_files() < before
         };
         // Other tests run meanwhile, and need their code.

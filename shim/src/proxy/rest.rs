@@ -26,7 +26,7 @@ pub async fn after_start() {
 /// To be called when the thread is about to wait: as late as can be, as all code that it passes on its way there comes back into memory.
 pub fn before_waiting() {
     if DUE.swap(false, Ordering::Relaxed)
-        && let Err(error) = heap::leave_start()
+        && let Err(error) = heap::trim()
     {
         // The working directory is the bundle of the first container.
         log::write(Path::new("."), Level::Warning, "", &format!("the shim takes more memory than it needs: {error}"));
