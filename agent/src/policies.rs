@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(many(POLICIES_MAX - 1), Ok(POLICIES_MAX), "the shipped one is the last");
         assert_eq!(
             many(POLICIES_MAX),
-            Err("there are 129 policies in all policies together, there may be 128: leave some out".to_owned())
+            Err("there are 257 policies in all policies together, there may be 256: leave some out".to_owned())
         );
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Policies at a time. Each is tried for each new container.
-pub const POLICIES_MAX: usize = 128;
+pub const POLICIES_MAX: usize = 256;
 /// Tools and patterns that rules name, in all policies together.
 pub const RULINGS_MAX: usize = 32_768;
 /// Patterns of comm, in all policies together.

@@ -300,7 +300,7 @@ mod tests {
         let refused: Vec<_> = plan.verdicts.iter().filter(|(_, verdict)| !verdict.accepted).collect();
         // The shipped default is one as well.
         assert_eq!(refused.iter().map(|(name, _)| &***name).collect::<Vec<_>>(), ["p0", "p1"]);
-        assert!(refused[0].1.message.contains("there may be 128"));
+        assert!(refused[0].1.message.contains("there may be 256"));
         assert_eq!(plan.changes.len(), POLICIES_MAX - 1);
     }
 

@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 const TURN: Duration = Duration::from_secs(3);
 /// After a failure to set a status.
 const RETRY: Duration = Duration::from_secs(30);
-/// Objects that are kept in memory, of 1 MiB each at most. 128 can be in force.
+/// Objects that are kept in memory, of 1 MiB each at most. 256 can be in force.
 const OBJECTS_MAX: usize = 1024;
 
 /// What was told so far.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write, fs, thread::sleep, time::Duration};
 use anyhow::{Result, ensure};
 use portcullis_bpf::pins::Pins;
 use portcullis_integration_tests::{containerd::Container, eventually::eventually};
-use portcullis_policy::{source::SHIPPED_DEFAULT, together::POLICIES_MAX};
+use portcullis_policy::source::SHIPPED_DEFAULT;
 
 use crate::{
     Bed,
@@ -22,8 +22,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// What is guarded at once.
 const CONTAINERS: [usize; 4] = [1, 10, 100, 500];
-/// A node may have no more than the last.
-const POLICIES: [usize; 4] = [1, 10, 50, POLICIES_MAX];
+const POLICIES: [usize; 4] = [1, 10, 50, 200];
 /// Beside the shipped ones.
 const NAMES: [usize; 3] = [100, 1000, 5000];
 
