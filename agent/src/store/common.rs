@@ -8,8 +8,8 @@ use rusqlite::{CachedStatement, Connection, params_from_iter, types::Value};
 
 use super::filter::Key;
 
-/// Ids read at once.
-const CHUNK: usize = 64;
+/// Ids read at once: more where one is looked for after the other, fewer where most are passed over.
+const CHUNK: (usize, usize) = (16, 512);
 
 /// The way through ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,9 @@ struct List<'c> {
     ids: (i64, i64),
     order: Order,
     ranks: VecDeque<i64>,
+    chunk: usize,
+    /// How often one of the chunk was what was looked for.
+    found: usize,
     /// There are none behind these.
     ends: bool,
 }
@@ -88,9 +91,10 @@ impl<'c> List<'c> {
         };
         // Merged by SQLite as far as it is asked for.
         let selects: Vec<String> = key.any_of.iter().map(select).collect();
-        let sql = format!("{} ORDER BY 1 {} LIMIT {CHUNK}", selects.join(" UNION ALL "), order.sql());
+        let sql = format!("{} ORDER BY 1 {} LIMIT ?", selects.join(" UNION ALL "), order.sql());
         let statement = connection.prepare_cached(&sql)?;
-        Ok(Self { statement, key: key.clone(), ids, order, ranks: VecDeque::with_capacity(CHUNK), ends: false })
+        let (key, ranks, chunk) = (key.clone(), VecDeque::new(), CHUNK.0);
+        Ok(Self { statement, key, ids, order, ranks, chunk, found: 0, ends: false })
     }
 
     /// The least rank from this one on.
@@ -98,8 +102,11 @@ impl<'c> List<'c> {
         let passed = self.ranks.partition_point(|rank| *rank < from);
         self.ranks.drain(..passed);
         if self.ranks.is_empty() && !self.ends {
+            self.chunk = if self.found > 1 { CHUNK.1.min(self.chunk * 2) } else { CHUNK.0.max(self.chunk / 2) };
+            self.found = 0;
             self.read(from)?;
         }
+        self.found += 1;
         Ok(self.ranks.front().copied())
     }
 
@@ -107,12 +114,14 @@ impl<'c> List<'c> {
         let (order, begin) = (self.order, self.order.rank(from));
         let (first, last) = if order == Order::Ascending { (begin, self.ids.1) } else { (self.ids.0, begin) };
         let bounds = [Value::from(first), Value::from(last)];
+        let limit = Value::from(i64::try_from(self.chunk).unwrap_or(i64::MAX));
         let values = iter::repeat_n(self.key.values.iter().chain(&bounds), self.key.any_of.len()).flatten();
+        let values = values.chain(iter::once(&limit));
         let ids = self.statement.query_map(params_from_iter(values), |row| row.get(0))?;
         for id in ids {
             self.ranks.push_back(order.rank(id?));
         }
-        self.ends = self.ranks.len() < CHUNK;
+        self.ends = self.ranks.len() < self.chunk;
         Ok(())
     }
 }
