@@ -136,6 +136,14 @@ impl KernelCounters for Kernel {
         own.or_else(|| self.elsewhere(|guard| guard.stats(cgroup_id)))
     }
 
+    fn activities_lost(&self, cgroup_id: u64) -> u64 {
+        let elsewhere = || self.elsewhere(|guard| Some(guard.activities_lost(cgroup_id)).filter(|lost| *lost > 0));
+        match self.guard().activities_lost(cgroup_id) {
+            0 => elsewhere().unwrap_or(0),
+            lost => lost,
+        }
+    }
+
     fn node(&self) -> Vec<(&'static str, u64)> {
         let counters = self.tables().counters();
         counters.unwrap_or_else(|error| {

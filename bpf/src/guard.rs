@@ -120,6 +120,8 @@ pub struct Guard {
     pins: Pins,
     containers: HashMap<MapData, u64, Container>,
     stats: HashMap<MapData, u64, ContainerStats>,
+    /// `None` of a version that did not count it.
+    activity_losses: Option<HashMap<MapData, u64, u64>>,
 }
 
 impl Guard {
@@ -127,7 +129,8 @@ impl Guard {
     pub fn open(pins: Pins) -> Result<Self, GuardError> {
         let containers = open_hash(&pins, "containers")?;
         let stats = open_hash(&pins, "container_stats")?;
-        Ok(Self { pins, containers, stats })
+        let activity_losses = open_hash(&pins, "activity_losses").ok();
+        Ok(Self { pins, containers, stats, activity_losses })
     }
 
     /// What is opened.
@@ -223,6 +226,11 @@ impl Guard {
         self.stats.get(&cgroup_id, 0).ok()
     }
 
+    /// Operations on the network by a container's reported processes that no record tells.
+    pub fn activities_lost(&self, cgroup_id: u64) -> u64 {
+        self.activity_losses.as_ref().and_then(|losses| losses.get(&cgroup_id, 0).ok()).unwrap_or(0)
+    }
+
     /// What the kernel counted for all containers.
     pub fn all_stats(&self) -> Vec<(u64, ContainerStats)> {
         self.stats.iter().filter_map(Result::ok).collect()
@@ -263,6 +271,9 @@ impl Guard {
 
     /// Gives up what the kernel has counted for a container that is detached. To be done once it is written down elsewhere.
     pub fn forget(&mut self, cgroup_id: u64) -> Result<(), GuardError> {
+        if let Some(losses) = &mut self.activity_losses {
+            remove(losses, "activity_losses", &cgroup_id)?;
+        }
         remove(&mut self.stats, "container_stats", &cgroup_id)
     }
 }

@@ -38,8 +38,9 @@ pub fn object() -> &'static [u8] {
 const SLOTS_PER_CPU: u32 = 4;
 
 /// The maps that outlive the agent.
-const MAPS: [&str; 21] = [
+const MAPS: [&str; 22] = [
     "activities",
+    "activity_losses",
     "build_id",
     "comm_patterns",
     "container_stats",

@@ -492,6 +492,7 @@ pub struct Counters {
     pub killed: u64,
     pub lost: u64,
     pub excepted: u64,
+    pub activities_lost: u64,
 }
 
 impl From<v1::Signal> for Signal {
@@ -764,7 +765,7 @@ impl From<v1::Select> for Select {
 
 impl From<v1::Counters> for Counters {
     fn from(counters: v1::Counters) -> Self {
-        let v1::Counters { matched, blocked, killed, lost, excepted } = counters;
-        Self { matched, blocked, killed, lost, excepted }
+        let v1::Counters { matched, blocked, killed, lost, excepted, activities_lost } = counters;
+        Self { matched, blocked, killed, lost, excepted, activities_lost }
     }
 }

@@ -195,12 +195,14 @@ pub struct Containment {
 /// What the kernel counted for a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[allow(missing_docs)]
+#[serde(rename_all = "camelCase")]
 pub struct Counters {
     pub matched: u64,
     pub blocked: u64,
     pub killed: u64,
     pub lost: u64,
     pub excepted: u64,
+    pub activities_lost: u64,
 }
 
 /// A container's pod.

@@ -26,6 +26,7 @@ impl Sources {
                 killed: stats.killed,
                 lost: stats.lost,
                 excepted: stats.excepted,
+                activities_lost: self.kernel.activities_lost(container.record.cgroup_id),
             });
             Container { counters, containment: Some(containment), ..signal::container_message(container) }
         };

@@ -84,6 +84,8 @@ const PONG: Duration = Duration::from_secs(20);
 pub trait KernelCounters: Send + Sync + 'static {
     /// For one container.
     fn container(&self, cgroup_id: u64) -> Option<ContainerStats>;
+    /// Operations on the network by one container's reported processes that no record tells.
+    fn activities_lost(&self, cgroup_id: u64) -> u64;
     /// For the node.
     fn node(&self) -> Vec<(&'static str, u64)>;
 }

@@ -45,6 +45,10 @@ impl KernelCounters for NoKernel {
         (cgroup_id == 42).then_some(ContainerStats { matched: 3, blocked: 2, killed: 1, lost: 0, excepted: 5 })
     }
 
+    fn activities_lost(&self, cgroup_id: u64) -> u64 {
+        if cgroup_id == 42 { 7 } else { 0 }
+    }
+
     fn node(&self) -> Vec<(&'static str, u64)> {
         vec![("events_lost", 5)]
     }

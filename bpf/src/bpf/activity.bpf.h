@@ -75,10 +75,30 @@ static __always_inline struct mark *current_mark(enum backend backend)
 	return mark && mark->backend == backend ? mark : NULL;
 }
 
+/* No record tells an operation. Not inline, for the stack's sake. */
+__attribute__((noinline)) int lose_activity(u64 cgroup_id)
+{
+	u64 none = 0;
+	u64 *losses = bpf_map_lookup_elem(&activity_losses, &cgroup_id);
+
+	if (!losses) {
+		/* A process that has left its container may outlive it. */
+		if (!bpf_map_lookup_elem(&container_stats, &cgroup_id))
+			return 0;
+		/* Another CPU may be first. */
+		bpf_map_update_elem(&activity_losses, &cgroup_id, &none, BPF_NOEXIST);
+		losses = bpf_map_lookup_elem(&activity_losses, &cgroup_id);
+	}
+	if (losses)
+		__sync_fetch_and_add(losses, 1);
+	return 0;
+}
+
 static __always_inline bool may_send(struct mark *mark)
 {
 	if (mark->sent >= BUDGET) {
 		COUNT(activities_over_budget);
+		lose_activity(mark->by.cgroup_id);
 		return false;
 	}
 	mark->sent++;
@@ -127,6 +147,7 @@ __attribute__((noinline)) int tell(u32 backend, u32 operation, u64 sk, const str
 	activity = bpf_ringbuf_reserve(&activities, sizeof(*activity), 0);
 	if (!activity) {
 		COUNT(activities_lost);
+		lose_activity(mark->by.cgroup_id);
 		return 0;
 	}
 	fill_activity(activity, mark, operation, sk, endpoint);
@@ -174,6 +195,7 @@ __attribute__((noinline)) int tell_question(u32 operation, u64 sk, u64 message, 
 	question = bpf_ringbuf_reserve(&activities, sizeof(*question), 0);
 	if (!question) {
 		COUNT(activities_lost);
+		lose_activity(mark->by.cgroup_id);
 		return 0;
 	}
 	fill_activity(&question->activity, mark, operation, sk, endpoint);

@@ -18,6 +18,18 @@ struct {
 	__type(value, struct container_stats);
 } container_stats SEC(".maps");
 
+/*
+ * Container to what its reported processes did on the network and no record tells. An entry is made by the first of it: not a part of
+ * container_stats, which other versions of Portcullis read as well.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, u64);
+	__type(value, u64);
+} activity_losses SEC(".maps");
+
 /* Name to what it stands for. Written by the agent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -164,7 +164,7 @@ fn timeline(story: &Story) -> Markup {
                     }
                 }
             }
-            @if story.signals_omitted > 0 { p.place { (story.signals_omitted) " more signals of this time are not shown." } }
+            @for gap in story.gaps() { p.place { (gap) "." } }
         }
     }
 }

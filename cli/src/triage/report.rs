@@ -94,8 +94,8 @@ impl<W: Write> Report<'_, W> {
             let at = time.map(Time::short).unwrap_or_default();
             writeln!(self.out, "  {at}  {offset:>12}  {kind:<17} {}{mark}{signal}", text(words))?;
         }
-        if self.story.signals_omitted > 0 {
-            writeln!(self.out, "  {} more signals of this time are not shown", self.story.signals_omitted)?;
+        for gap in self.story.gaps() {
+            writeln!(self.out, "  {gap}")?;
         }
         Ok(())
     }

@@ -103,6 +103,21 @@ fn kind(kind: story_event::Kind) -> &'static str {
     }
 }
 
+impl Story {
+    /// What is missing from the timeline.
+    pub fn gaps(&self) -> Vec<String> {
+        let mut gaps = Vec::new();
+        if self.signals_omitted > 0 {
+            gaps.push(format!("{} more signals of this time are not shown", self.signals_omitted));
+        }
+        let counters = self.container.as_ref().and_then(|container| container.counters);
+        if let Some(lost) = counters.map(|counters| counters.activities_lost).filter(|lost| *lost > 0) {
+            gaps.push(format!("what this container's processes did on the network is not complete: {lost} operations were not recorded"));
+        }
+        gaps
+    }
+}
+
 impl From<v1::GetStoryResponse> for Story {
     fn from(story: v1::GetStoryResponse) -> Self {
         Self {

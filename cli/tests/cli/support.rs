@@ -366,7 +366,7 @@ pub fn container() -> Container {
         policy: "default".into(),
         guarded: true,
         created: Some(time(-60)),
-        counters: Some(Counters { matched: 3, blocked: 1, killed: 1, lost: 0, excepted: 0 }),
+        counters: Some(Counters { matched: 3, blocked: 1, killed: 1, lost: 0, excepted: 0, activities_lost: 0 }),
         mode_reason: "annotation".into(),
         backend: Backend::Lsm.into(),
         ..Container::default()

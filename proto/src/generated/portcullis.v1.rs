@@ -481,6 +481,10 @@ pub struct Counters {
     /// Executions that a rule names but an exception let pass, without a signal.
     #[prost(uint64, tag = "5")]
     pub excepted: u64,
+    /// What its reported processes did on the network and no signal tells: too much at once for the ring buffer, or more than 4,096
+    /// operations by one process.
+    #[prost(uint64, tag = "6")]
+    pub activities_lost: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalFilter {
