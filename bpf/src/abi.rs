@@ -7,7 +7,7 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
 /// `PORTCULLIS_ABI_VERSION`.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 8 } else { 7 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { 9 } else { 8 };
 /// From this version on, records of the ring buffers have the layout and the meaning of this one's: containers that a former
 /// version's programs guard are reported on all the same. A change of them raises it to [`ABI_VERSION`].
 pub const RECORDS_SINCE: u32 = 6;

@@ -10,9 +10,9 @@
 
 /* The feature next-abi: the same under the next number, for tests of upgrades. */
 #ifdef PORTCULLIS_NEXT_ABI
-#define PORTCULLIS_ABI_VERSION 8
+#define PORTCULLIS_ABI_VERSION 9
 #else
-#define PORTCULLIS_ABI_VERSION 7
+#define PORTCULLIS_ABI_VERSION 8
 #endif
 
 /* Enums are members and values here: 32 bits each, on both sides. */

@@ -7,6 +7,7 @@
 #ifndef PORTCULLIS_PROCESS_H
 #define PORTCULLIS_PROCESS_H
 
+/* Other builds of the same PORTCULLIS_ABI_VERSION read what this one has written: a change of it raises that. */
 struct process {
 	struct ancestor image;
 	/* Twice the room, for the verifier's sake; see struct argv_cursor. Until argv is read, both are struct path_work. */
