@@ -4,7 +4,7 @@
 use std::{
     ffi::c_int,
     path::Path,
-    sync::mpsc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
 };
 
@@ -16,6 +16,10 @@ const DUE: c_int = 1000;
 
 /// From so many on the writer does what is left to be done: as long as it writes, nobody else comes to the log's end, where it begins anew.
 const MOST: c_int = 2000;
+
+/// From so many on the writer waits for the other, should that be at it: a slow disk must not make the log grow for ever. On a full disk, the
+/// reserve is for so much.
+const LONGEST: c_int = 4000;
 
 /// A thread that does it, as long as the writer's connection is open. Should there be none, the writer goes on doing it.
 #[derive(Debug)]
@@ -48,8 +52,11 @@ fn start(writer: &mut Connection, path: &Path) -> Result<JoinHandle<()>> {
     let connection = Connection::open_with_flags(path, flags)?;
     // One that is on its way is enough.
     let (due, is_due) = mpsc::sync_channel(1);
+    let under_way = Arc::new(Mutex::new(()));
+    let mine = Arc::clone(&under_way);
     let thread = thread::Builder::new().name("checkpoints".to_owned()).spawn(move || {
         for () in is_due {
+            let _under_way = mine.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
                 tracing::debug!(%error, "the write-ahead log could not be brought into the signal database");
             }
@@ -57,6 +64,8 @@ fn start(writer: &mut Connection, path: &Path) -> Result<JoinHandle<()>> {
     })?;
     writer.wal_hook(Some(move |log: &mut Wal, pages| {
         if pages >= MOST {
+            // SQLite itself would not wait.
+            let _ended = (pages >= LONGEST).then(|| under_way.lock().unwrap_or_else(PoisonError::into_inner));
             // As with SQLite's own hook it is no error of what was written. The log grows, and on a full disk the next write tells.
             let _ = log.checkpoint();
         } else if pages >= DUE {

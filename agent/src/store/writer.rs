@@ -199,7 +199,6 @@ impl Writer {
                 _ => {}
             }
         }
-        self.counters.store_dropped.add(signals);
         let activities = batch.iter().map(|command| match command {
             Command::Network(_, activity) => network::count(activity),
             _ => 0,
@@ -215,6 +214,8 @@ impl Writer {
         let dropped = self.failing.unwrap_or(0) + signals;
         self.failing = Some(dropped);
         self.health.set(Some(Trouble::Failing { reason, dropped }));
+        // Last: whoever sees the number finds the rest.
+        self.counters.store_dropped.add(signals);
     }
 
     fn orphaned<'a>(&self, updates: impl IntoIterator<Item = &'a Update>) {
