@@ -309,13 +309,20 @@ pub fn open(
         dropped: dropped.clone(),
         settled: Arc::clone(&settled),
     };
+    match writer.refresh() {
+        // Opening looks at each table's beginning, this at more.
+        Err(StoreError::Read(error)) if schema::is_corrupt(&error) => {
+            writer.replace(&Unusable::Damaged);
+            writer.refresh()?;
+        }
+        refreshed => refreshed?,
+    }
     // On a full disk, for example. No reason not to start.
     let accounts = accounts::open(&mut writer.connection, &boot_id()).unwrap_or_else(|error| {
         tracing::warn!(%error, "what the agent before this one has read and not stored can't be found out");
         None
     });
     let accounts = Arc::new(Mutex::new(accounts));
-    writer.refresh()?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let thread = std::thread::Builder::new()
         .name("store".to_owned())

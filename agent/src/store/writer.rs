@@ -291,7 +291,7 @@ impl Writer {
         }
     }
 
-    fn replace(&mut self, cause: &Unusable) {
+    pub(super) fn replace(&mut self, cause: &Unusable) {
         match schema::replace(&self.path, cause, &self.counters) {
             Ok(connection) => {
                 self.connection = connection;

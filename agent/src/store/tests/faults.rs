@@ -245,6 +245,28 @@ async fn damage_ends_in_a_database_that_works() {
 }
 
 #[tokio::test]
+async fn it_opens_whichever_page_is_damaged() {
+    const PAGE: usize = 4096;
+    let state = tempfile::tempdir().unwrap();
+    let mut bed = Bed::open(state.path(), LIMITS);
+    // Of an index, which is counted at the start, more than one page.
+    for number in 0..400 {
+        bed.put(number, signal(&format!("a tool with a long name, number {number}"), 1)).await;
+    }
+    bed.close().await;
+    let whole = fs::read(state.path().join(FILE_NAME)).unwrap();
+    for page in 0..whole.len() / PAGE {
+        let state = tempfile::tempdir().unwrap();
+        let mut damaged = whole.clone();
+        damaged[page * PAGE..][..PAGE].fill(0xa5);
+        fs::write(state.path().join(FILE_NAME), damaged).unwrap();
+        let mut bed = Bed::open(state.path(), LIMITS);
+        bed.put(1000, signal("dig", 1)).await;
+        bed.close().await;
+    }
+}
+
+#[tokio::test]
 async fn what_a_newer_agent_wrote_is_kept() {
     let state = tempfile::tempdir().unwrap();
     let path = state.path().join(FILE_NAME);
