@@ -137,11 +137,10 @@ impl KernelCounters for Kernel {
     }
 
     fn activities_lost(&self, cgroup_id: u64) -> u64 {
-        let elsewhere = || self.elsewhere(|guard| Some(guard.activities_lost(cgroup_id)).filter(|lost| *lost > 0));
-        match self.guard().activities_lost(cgroup_id) {
-            0 => elsewhere().unwrap_or(0),
-            lost => lost,
-        }
+        // By the version that guards it; others need not be opened.
+        let counted = |guard: &Guard| guard.stats(cgroup_id).map(|_| guard.activities_lost(cgroup_id));
+        let own = counted(&self.guard());
+        own.or_else(|| self.elsewhere(counted)).unwrap_or(0)
     }
 
     fn node(&self) -> Vec<(&'static str, u64)> {

@@ -73,7 +73,9 @@ use crate::{
     config::Config,
 };
 
+/// Until what starting has set going is done.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Each time costs some hundred page faults.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Portcullis node agent.

@@ -17,8 +17,8 @@ const DUE: c_int = 1000;
 /// From so many on the writer does what is left to be done: as long as it writes, nobody else comes to the log's end, where it begins anew.
 const MOST: c_int = 2000;
 
-/// From so many on the writer waits for the other, should that be at it: a slow disk must not make the log grow for ever. On a full disk, the
-/// reserve is for so much.
+/// From so many on the writer waits for the other, should that be at it: a slow disk must not make the log grow for ever. What
+/// so many take when they come into a database on a full disk, the reserve has.
 const LONGEST: c_int = 4000;
 
 /// A thread that does it, as long as the writer's connection is open. Should there be none, the writer goes on doing it.

@@ -15,8 +15,8 @@ use rustix::{
     io::Errno,
 };
 
-/// The reserve, unless the database may not be much larger. The write-ahead log grows to 8 MB, and bringing it into the database may take
-/// as much again.
+/// The reserve, unless the database may not be much larger. The write-ahead log grows to 8 MB, on a slow disk to 16, and bringing it
+/// into the database may take as much again.
 const RESERVE_BYTES: u64 = 16 << 20;
 /// An I/O error where less is left than this is one of space.
 const LITTLE: u64 = 1 << 20;
